@@ -48,7 +48,8 @@ func Accept(conn io.ReadWriteCloser) (*Server, error) {
 }
 
 // Serve handles requests one at a time, in order, until the host closes the
-// session (nil), a fatal answer was sent, or the host breaks the protocol.
+// session or has had OpShutdown done (nil), a fatal answer was sent, or the host
+// breaks the protocol.
 func (s *Server) Serve(ctx context.Context, h Handler) error {
 	defer s.session.Close()
 	go s.acceptStreams() // ends with the session
@@ -64,13 +65,15 @@ func (s *Server) Serve(ctx context.Context, h Handler) error {
 		if err := Decode(b, &req); err != nil {
 			return fmt.Errorf("reading a request: %w", err)
 		}
-		if err := s.answer(ctx, h, req); err != nil {
+		done, err := s.answer(ctx, h, req)
+		if err != nil || done && req.Op == OpShutdown {
 			return err
 		}
 	}
 }
 
-func (s *Server) answer(ctx context.Context, h Handler, req request) error {
+// answer reports whether the handler did what was asked.
+func (s *Server) answer(ctx context.Context, h Handler, req request) (bool, error) {
 	m := message{ID: req.ID}
 	v, refusal := h.Handle(ctx, req.Op, req.Body)
 	if refusal != nil {
@@ -78,17 +81,17 @@ func (s *Server) answer(ctx context.Context, h Handler, req request) error {
 	} else if v != nil {
 		body, err := json.Marshal(v)
 		if err != nil {
-			return fmt.Errorf("encoding the answer to %s: %w", req.Op, err)
+			return false, fmt.Errorf("encoding the answer to %s: %w", req.Op, err)
 		}
 		m.Body = body
 	}
 	if err := s.write(m); err != nil {
-		return fmt.Errorf("answering %s: %w", req.Op, err)
+		return false, fmt.Errorf("answering %s: %w", req.Op, err)
 	}
 	if refusal != nil && refusal.Code == CodeFatal {
-		return refusal
+		return false, refusal
 	}
-	return nil
+	return refusal == nil, nil
 }
 
 // Send tells the host an event. It may be called from any goroutine.
