@@ -22,6 +22,7 @@ type container struct {
 	elevated bool
 	nnp      bool
 	never    string // why no such container can be created, "" if one can
+	lacks    misfit // fields that are missing: nothing fits them
 }
 
 // process is what containers and external_processes have in common.
@@ -114,7 +115,7 @@ func (r *reader) container(n *node, at *where, fw version) (c *container, usable
 	} else {
 		usable = len(f.missing) == 0
 	}
-	c.setNever(f.missing)
+	c.setNever(append(f.missing, f.inner...))
 	return c, usable
 }
 
@@ -128,6 +129,24 @@ func (c *container) setNever(missing []string) {
 		c.never = "its command is empty"
 	case len(c.layers) == 0:
 		c.never = "it has no layers"
+	}
+	if c.never != "" {
+		c.lacks = badNever
+	}
+	for _, name := range missing {
+		field, _, _ := strings.Cut(name, ".")
+		switch field {
+		case "user":
+			c.lacks |= badUser
+		case "allow_elevated":
+			c.lacks |= badPrivileged
+		case "no_new_privileges":
+			c.lacks |= badNNP
+		case "seccomp_profile_sha256":
+			c.lacks |= badSeccomp
+		case "working_dir":
+			c.lacks |= badDir
+		}
 	}
 }
 
@@ -177,7 +196,7 @@ func (r *reader) mount(n *node, at *where) mountRule {
 	m.broken = len(f.missing) > 0
 	for _, scheme := range []string{schemeSandbox, schemeHugePages, schemePlan9} {
 		if rest, ok := strings.CutPrefix(m.source, scheme); ok {
-			m.scheme, m.rest = scheme, r.ps.regexp(rest)
+			m.scheme, m.rest = scheme, r.ps.below(rest)
 		}
 	}
 	return m
@@ -195,7 +214,7 @@ func (f *fields) user(key string) (u userRule) {
 		u.user = f.r.idRule(n, at)
 	}
 	for _, m := range g.missing {
-		f.missing = append(f.missing, key+"."+m)
+		f.inner = append(f.inner, key+"."+m)
 	}
 	g.each("group_idnames", func(n *node, at *where) { u.groups = append(u.groups, f.r.idRule(n, at)) })
 	return u
@@ -228,7 +247,7 @@ func (f *fields) capabilities(key string) *Capabilities {
 		Permitted: g.strings("permitted"), Ambient: g.strings("ambient"),
 	}
 	for _, m := range g.missing {
-		f.missing = append(f.missing, key+"."+m)
+		f.inner = append(f.inner, key+"."+m)
 	}
 	return c
 }

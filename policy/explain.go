@@ -163,6 +163,9 @@ func (a *ask) explainFields(d *Denial, c *container, bad misfit) {
 		d.Fields = append(d.Fields, FieldDiff{field, asked, allowed})
 		d.addEdit("set " + c.path() + "." + field + " to " + value)
 	}
+	if c.never != "" {
+		d.Fields = append(d.Fields, FieldDiff{c.path(), "to be created", "never: " + c.never})
+	}
 	if bad&badCommand != 0 {
 		a.explainCommand(d, c)
 	}
@@ -187,9 +190,9 @@ func (a *ask) explainFields(d *Denial, c *container, bad misfit) {
 
 func (a *ask) explainCommand(d *Denial, c *container) {
 	if a.create != nil {
-		allowed := quotes(c.command)
-		if c.never != "" {
-			allowed = "none: " + c.never
+		allowed := "none"
+		if len(c.command) > 0 {
+			allowed = quotes(c.command)
 		}
 		d.Fields = append(d.Fields, FieldDiff{"command", quotes(a.args), allowed})
 		d.addEdit("set " + c.path() + ".command to " + jsonText(a.args))

@@ -32,6 +32,7 @@ type fields struct {
 	n       *node
 	at      *where
 	missing []string
+	inner   []string // missing in members of members
 }
 
 // reader turns nodes into typed values.

@@ -253,9 +253,8 @@ func (l *loader) binding(st *statement, at *where) {
 		c.env, c.hasEnv = l.strings(n, nat), true
 	}
 	if f.has("caps_list") {
-		f.missing = nil
 		c.caps = f.capabilities("caps_list")
-		if len(f.missing) > 0 {
+		if len(f.inner) > 0 {
 			l.fail(f.n.get("caps_list"), at, "five capability lists")
 		}
 	}

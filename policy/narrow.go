@@ -30,9 +30,11 @@ const (
 	badCommand
 	badMounts
 	badSeccomp
+	badNever // no container can be made of it at all
 )
 
-func (a *ask) misfit(c *container) (bad misfit) {
+func (a *ask) misfit(c *container) misfit {
+	bad := c.lacks
 	if c.nnp && !a.nnp {
 		bad |= badNNP
 	}
@@ -48,7 +50,7 @@ func (a *ask) misfit(c *container) (bad misfit) {
 		}
 		return bad
 	}
-	if c.never != "" || !slices.Equal(c.command, a.args) {
+	if len(c.command) == 0 || !slices.Equal(c.command, a.args) {
 		bad |= badCommand
 	}
 	if a.privileged && !c.elevated {

@@ -70,6 +70,18 @@ func (ps *patterns) regexp(pattern string) matcher {
 	return m
 }
 
+// below is what follows the directory that a scheme stands for. "hugepages://2M/x" means the same as
+// "hugepages:///2M/x"; framework.rego would look for it beside the directory.
+func (ps *patterns) below(rest string) matcher {
+	if rest == "" || rest[0] == '/' {
+		return ps.regexp(rest)
+	}
+	if _, err := syntax.Parse(rest, syntax.Perl); err != nil {
+		return matcher{lit: rest}
+	}
+	return ps.regexp("/(?:" + rest + ")")
+}
+
 // anchored compiles a pattern so that it matches whole strings only; nil if it is not a regular expression. The
 // pattern is parsed alone first, so that "a)|(b" cannot close the group it is put in.
 func anchored(pattern string) *regexp.Regexp {
