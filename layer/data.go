@@ -65,7 +65,7 @@ func (fs *builder) endData(n *node) error {
 		return nil
 	}
 	if extents >= leafExtents {
-		return errDisk()
+		return errDisk(fs.s.limit)
 	}
 	var leaf [BlockSize]byte
 	putExtents(leaf[:], start, count, leafExtents)

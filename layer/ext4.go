@@ -53,7 +53,7 @@ func (fs *builder) finish() ([]byte, error) {
 	g.used = g.bitmaps + 2*g.groups
 	g.blocks = max(g.used, (g.groups-1)*groupSize+1)
 	if g.groups > maxGroups {
-		return nil, errDisk()
+		return nil, errDisk(fs.s.limit)
 	}
 	if err := fs.writeGroups(&g); err != nil {
 		return nil, err

@@ -81,7 +81,7 @@ func Convert(ctx context.Context, r io.Reader, w Output) (Image, error) {
 	if err := w.Truncate(0); err != nil {
 		return Image{}, fmt.Errorf("emptying layer image: %w", err)
 	}
-	img, err := convert(ctx, r, w)
+	img, err := convert(ctx, r, w, maxDisk)
 	if err != nil {
 		return Image{}, errors.Join(fmt.Errorf("converting layer: %w", err), w.Truncate(0))
 	}
@@ -90,19 +90,20 @@ func Convert(ctx context.Context, r io.Reader, w Output) (Image, error) {
 
 // RootOf returns the root hash that Convert would, without keeping the image. Errors are those of Convert.
 func RootOf(ctx context.Context, r io.Reader) (RootHash, error) {
-	img, err := convert(ctx, r, nil)
+	img, err := convert(ctx, r, nil, maxDisk)
 	if err != nil {
 		return RootHash{}, fmt.Errorf("hashing layer: %w", err)
 	}
 	return img.Root, nil
 }
 
-func convert(ctx context.Context, r io.Reader, w Output) (Image, error) {
+// convert makes a file system of at most limit bytes. A nil w makes no image.
+func convert(ctx context.Context, r io.Reader, w Output, limit int64) (Image, error) {
 	var out io.WriterAt
 	if w != nil {
 		out = w
 	}
-	s := newStream(ctx, out, maxDisk)
+	s := newStream(ctx, out, limit)
 	defer s.stop()
 	fs, err := newBuilder(s)
 	if err != nil {

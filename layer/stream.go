@@ -160,7 +160,7 @@ func (s *stream) room() ([]byte, error) {
 		}
 	}
 	if s.pos >= s.limit {
-		return nil, errDisk()
+		return nil, errDisk(s.limit)
 	}
 	free := s.cur.buf[s.cur.n:]
 	return free[:min(int64(len(free)), s.limit-s.pos)], nil
@@ -218,7 +218,7 @@ func (s *stream) add(p []byte) error {
 // zero appends n zero bytes. Long runs cost nothing.
 func (s *stream) zero(n int64) error {
 	if n > s.limit-s.pos {
-		return errDisk()
+		return errDisk(s.limit)
 	}
 	for n > 0 {
 		if s.pos%batchSize == 0 && n >= batchSize {
@@ -283,4 +283,4 @@ func isZero(block []byte, zero *[BlockSize]byte) bool {
 	return block[0] == 0 && bytes.Equal(block, zero[:])
 }
 
-func errDisk() error { return fmt.Errorf("%w: more than %d GiB of disk", ErrLimit, maxDisk>>30) }
+func errDisk(limit int64) error { return fmt.Errorf("%w: more than %d bytes of disk", ErrLimit, limit) }
