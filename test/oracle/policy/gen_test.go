@@ -184,15 +184,15 @@ func (g *gen) alike(c object) object {
 
 // odd breaks a container in a way that the original survives.
 func (g *gen) odd(c object) {
-	switch g.IntN(4) {
-	case 0:
+	switch n := g.IntN(4); {
+	case n == 0:
 		c["command"] = nil
-	case 1:
+	case n == 1 && (g.head || g.framework != "0.3.0"): // the version of the original itself: no defaults there
 		delete(c, pick(g, []string{"command", "env_rules", "mounts", "exec_processes", "signals", "user", "capabilities",
 			"seccomp_profile_sha256", "allow_elevated", "no_new_privileges", "working_dir", "layers"}))
-	case 2:
+	case n == 2:
 		c["unknown_field"] = object{"a": 1}
-	case 3:
+	default:
 		c["user"] = object{"umask": "0022", "group_idnames": []object{}}
 	}
 }
