@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -16,6 +17,8 @@ import (
 // its file, and the modules that it needs, one module a line:
 //
 //	dm_verity /lib/modules/dm-verity.ko dm_mod dm_bufio
+//
+// A module that is part of the kernel has "-" for its file.
 const ModuleList = "/lib/modules/list"
 
 // Modules are the kernel modules of this guest image.
@@ -23,8 +26,8 @@ type Modules struct {
 	files map[string]string
 	needs map[string][]string
 
-	mu     sync.Mutex // guards loaded; held while loading
-	loaded map[string]bool
+	mu      sync.Mutex              // guards loading
+	loading map[string]func() error // waits for the end of a module's one load
 }
 
 // ReadModules reads a module list.
@@ -33,7 +36,7 @@ func ReadModules(path string) (*Modules, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the module list: %w", err)
 	}
-	m := &Modules{files: make(map[string]string), needs: make(map[string][]string), loaded: make(map[string]bool)}
+	m := &Modules{files: make(map[string]string), needs: make(map[string][]string), loading: make(map[string]func() error)}
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line)
 		if len(f) < 2 {
@@ -47,40 +50,99 @@ func ReadModules(path string) (*Modules, error) {
 // Has reports whether the image brings this module.
 func (m *Modules) Has(name string) bool { return m.files[name] != "" }
 
-// Load loads modules, each after what it needs. One that is loaded already is
-// no error; one that the image does not have is.
+// Load loads modules, each after what it needs and otherwise at once. One that
+// is loaded already is no error; one that the image does not have is.
 func (m *Modules) Load(names ...string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, name := range names {
-		if err := m.load(name); err != nil {
+	wait := make([]func() error, len(names))
+	for i, name := range names {
+		wait[i] = m.start(name)
+	}
+	for _, w := range wait {
+		if err := w(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (m *Modules) load(name string) error {
-	if m.loaded[name] {
+// start begins to load a module unless that was done, and returns what waits
+// for the result. The image's builder has seen to it that no module needs itself.
+func (m *Modules) start(name string) func() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if wait, ok := m.loading[name]; ok {
+		return wait
+	}
+	done := make(chan struct{})
+	var err error
+	m.loading[name] = func() error { <-done; return err }
+	go func() {
+		defer Guard()
+		defer close(done)
+		if err = m.Load(m.needs[name]...); err == nil {
+			err = m.insert(name)
+		}
+	}()
+	return m.loading[name]
+}
+
+func (m *Modules) insert(name string) error {
+	switch m.files[name] {
+	case "":
+		return fmt.Errorf("loading module %s: the guest image does not have it", name)
+	case "-":
 		return nil
 	}
-	m.loaded[name] = true // also ends a cycle, which a kernel's list does not have
-	path, ok := m.files[name]
-	if !ok {
-		return fmt.Errorf("loading module %s: the guest image does not have it", name)
-	}
-	for _, need := range m.needs[name] {
-		if err := m.load(need); err != nil {
-			return err
-		}
-	}
-	f, err := os.Open(path)
+	fd, err := unix.Open(m.files[name], unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("loading module %s: %w", name, err)
+		return fmt.Errorf("loading module %s: opening %s: %w", name, m.files[name], err)
 	}
-	defer f.Close()
-	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+	defer unix.Close(fd)
+	if err := unix.FinitModule(fd, "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("loading module %s: %w", name, err)
 	}
 	return nil
+}
+
+// LoadAccelerated loads those of the named modules for whose instructions the
+// CPU has the flag, and does without the rest.
+func (m *Modules) LoadAccelerated(flag string, names ...string) error {
+	ok, err := cpuHas("/proc/cpuinfo", flag)
+	if err != nil {
+		return fmt.Errorf("looking for the CPU's flag %s: %w", flag, err)
+	}
+	names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !m.Has(n) })
+	if !ok {
+		return nil
+	}
+	return m.Load(names...)
+}
+
+// loadBoot loads what every guest needs.
+func (m *Modules) loadBoot() error {
+	// SHA-256 first: dm-verity takes the best that is there when it opens a
+	// disk. Without instructions of its own the kernel's plain code is best.
+	if err := m.LoadAccelerated("sha_ni", "sha256_ssse3"); err != nil {
+		return err
+	}
+	return m.Load("virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "dm_mod", "dm_verity", "overlay")
+}
+
+// Lock makes the kernel refuse every further module, for good.
+func (m *Modules) Lock() error {
+	return Run([]Step{File{"/proc/sys/kernel/modules_disabled", "1"}})
+}
+
+// cpuHas says whether the first CPU of a cpuinfo file has a flag.
+func cpuHas(path, flag string) (bool, error) {
+	info, err := os.ReadFile(path)
+	if err != nil {
+		return false, err
+	}
+	for line := range strings.Lines(string(info)) {
+		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "flags" {
+			return slices.Contains(strings.Fields(value), flag), nil
+		}
+	}
+	return false, errors.New("the kernel lists no flags")
 }
