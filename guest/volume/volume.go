@@ -21,13 +21,13 @@ const blockSize = 4096
 // Config is what Disks needs from the rest of the guest. The kernel has the
 // modules virtio_blk, dm-mod, dm-verity and overlay already.
 type Config struct {
-	// Run runs a program to its end and returns its output; (*reap.Reaper).Run
-	// is one.
+	// Run runs a program, mke2fs, and returns what it wrote; nil error is exit
+	// status 0. (*reap.Reaper).Run is one.
 	Run func(ctx context.Context, path string, args []string, stdin []byte) ([]byte, error)
 	// Mke2fs is the path of mke2fs; empty is /sbin/mke2fs.
 	Mke2fs string
 	// LoadModules loads kernel modules by name with what they need. It is
-	// called for what only a scratch disk needs.
+	// called for what only a scratch disk needs; nil: the kernel has all.
 	LoadModules func(names ...string) error
 	// Sys and Dev are where sysfs and devtmpfs are mounted; empty is /sys and /dev.
 	Sys, Dev string
@@ -52,6 +52,9 @@ func New(cfg Config) *Disks {
 	}
 	if cfg.Dev == "" {
 		cfg.Dev = "/dev"
+	}
+	if cfg.LoadModules == nil {
+		cfg.LoadModules = func(...string) error { return nil }
 	}
 	return &Disks{cfg: cfg}
 }
