@@ -106,6 +106,11 @@ func (s *State) decide(req Request, name string, rule func(*Decision) *Denial, d
 	switch {
 	case binding == nil && s.policy.api.compare(info.since) >= 0:
 		return &Denial{PolicyError: "rule for " + name + " is missing from policy"}
+	case binding == nil && !info.framework && !info.allowed:
+		return &Denial{
+			Fields: []FieldDiff{{"api_version", s.policy.api.String(), info.since.String() + " or newer"}},
+			Edit:   `set api_version to "` + APIVersion + `" and bind ` + name + " to data.framework." + name,
+		}
 	case binding == nil && !info.framework:
 		return s.constant(req, &constant{allowed: info.allowed}, d)
 	case binding != nil && binding.constant != nil:

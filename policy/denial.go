@@ -57,7 +57,7 @@ func (d *Denial) Error() string {
 	}
 	b.WriteString("denied by policy")
 	if d.Container != "" {
-		b.WriteString(", nearest container " + quote(d.Container))
+		b.WriteString(" (nearest container " + quote(d.Container) + ")")
 	}
 	sep := ": "
 	for _, part := range d.because() {
@@ -73,7 +73,7 @@ func (d *Denial) because() []string {
 	}
 	var parts []string
 	for _, f := range d.Fields {
-		parts = append(parts, f.Field+" is "+f.Asked+", allowed is "+f.Allowed)
+		parts = append(parts, f.Field+": asked "+f.Asked+", allowed "+f.Allowed)
 	}
 	if len(parts) == 0 {
 		return d.Errors
@@ -115,7 +115,10 @@ func (d *Denial) Explain() string {
 func quote(s string) string { return strconv.Quote(clip(s, maxShown)) }
 
 // quotes shows a list likewise.
-func quotes(list []string) string {
+func quotes(list []string) string { return listed(list, quote) }
+
+// listed shows a list whose elements show makes fit to be seen.
+func listed[T any](list []T, show func(T) string) string {
 	var b strings.Builder
 	b.WriteByte('[')
 	for i, s := range list {
@@ -126,7 +129,7 @@ func quotes(list []string) string {
 			b.WriteString("... " + strconv.Itoa(len(list)-i) + " more")
 			break
 		}
-		b.WriteString(quote(s))
+		b.WriteString(show(s))
 	}
 	b.WriteByte(']')
 	return b.String()

@@ -5,6 +5,7 @@ package policy
 import (
 	"encoding/json"
 	"math/bits"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -195,11 +196,11 @@ func (a *ask) explainCommand(d *Denial, c *container) {
 			allowed = quotes(c.command)
 		}
 		d.Fields = append(d.Fields, FieldDiff{"command", quotes(a.args), allowed})
-		d.addEdit("set " + c.path() + ".command to " + jsonText(a.args))
+		d.addEdit("set " + c.path() + ".command to " + jsonText(notNil(a.args)))
 		return
 	}
 	d.Fields = append(d.Fields, FieldDiff{"exec_processes", quotes(a.args), c.execCommands()})
-	d.addEdit("add " + jsonText(map[string]any{"command": a.args, "signals": []int{}}) + " to " + c.path() + ".exec_processes")
+	d.addEdit("add " + jsonText(map[string]any{"command": notNil(a.args), "signals": []int{}}) + " to " + c.path() + ".exec_processes")
 }
 
 func (c *container) execCommands() string {
@@ -228,10 +229,13 @@ func (a *ask) explainMounts(d *Denial, c *container) {
 		d.Fields = append(d.Fields, FieldDiff{"mounts[" + quote(m.Destination) + "]", mountText(m.Type, m.Source, m.Options), allowed})
 		source := m.Source
 		if rest, ok := strings.CutPrefix(source, a.create.SandboxDir); ok && a.create.SandboxDir != "" {
-			source = schemeSandbox + rest
+			source = schemeSandbox + regexp.QuoteMeta(rest)
+		}
+		if climbs(m.Source) {
+			continue // no edit allows this
 		}
 		d.addEdit("add " + jsonText(map[string]any{
-			"destination": m.Destination, "options": m.Options, "source": source, "type": m.Type,
+			"destination": m.Destination, "options": notNil(m.Options), "source": source, "type": m.Type,
 		}) + " to " + c.path() + ".mounts")
 	}
 }
@@ -254,7 +258,11 @@ func (s *State) explainEnv(d *Denial, n *narrowing, path string, p *process) {
 		if !rule.required || slices.ContainsFunc(indexes(n.env.envs), func(j int) bool { return n.env.match(rule, j) }) {
 			continue
 		}
-		d.Fields = append(d.Fields, FieldDiff{"env", "nothing that " + quote(rule.shown()) + " matches", "required"})
+		asked := "no variable " + quote(rule.shown())
+		if slices.ContainsFunc(n.env.envs, func(env string) bool { return envName(env) == rule.shown() }) {
+			asked = quote(rule.shown()) + " with another value"
+		}
+		d.Fields = append(d.Fields, FieldDiff{"env", asked, "only with the value that is required"})
 		d.addEdit("set " + path + ".env_rules[" + strconv.Itoa(i) + "].required to false")
 	}
 }
@@ -306,7 +314,7 @@ func (s *State) explainExternal(r *ExecExternal, m *envMatcher, fit, left []*pro
 		every[i] = true
 	}
 	missing := slices.ContainsFunc(fit, func(p *process) bool { return !m.required(p, every) })
-	c.when(missing, errMissingEnv, FieldDiff{"env", quotes(r.EnvList[:0]), "a required variable is missing"}, "")
+	c.when(missing, errMissingEnv, FieldDiff{"env", "too few variables", "with the one that is required"}, "")
 	c.when(len(left) > 0, errExternalTie, FieldDiff{"allow_stdio_access", "true and false", "the same for all that match"}, "")
 	if len(c.d.Errors) == 0 {
 		c.when(true, errEnv, FieldDiff{"external_processes", quotes(r.ArgList), "no process with this directory and environment"}, add)
@@ -324,7 +332,7 @@ func (s *State) explainSignal(r *SignalContainerProcess, candidates []*container
 		near := candidates[0]
 		c.d.Container = near.label()
 		if r.IsInitProcess {
-			c.d.Fields = append(c.d.Fields, FieldDiff{"signals", strconv.Itoa(r.Signal), jsonText(near.signals)})
+			c.d.Fields = append(c.d.Fields, FieldDiff{"signals", strconv.Itoa(r.Signal), jsonText(notNil(near.signals))})
 			c.d.addEdit("add " + strconv.Itoa(r.Signal) + " to " + near.path() + ".signals")
 		} else {
 			near.explainExecSignal(&c.d, r)
@@ -337,13 +345,13 @@ func (c *container) explainExecSignal(d *Denial, r *SignalContainerProcess) {
 	for i, e := range c.exec {
 		if slices.Equal(e.command, r.ArgList) {
 			field := "exec_processes[" + strconv.Itoa(i) + "].signals"
-			d.Fields = append(d.Fields, FieldDiff{field, strconv.Itoa(r.Signal), jsonText(e.signals)})
+			d.Fields = append(d.Fields, FieldDiff{field, strconv.Itoa(r.Signal), jsonText(notNil(e.signals))})
 			d.addEdit("add " + strconv.Itoa(r.Signal) + " to " + c.path() + "." + field)
 			return
 		}
 	}
 	d.Fields = append(d.Fields, FieldDiff{"exec_processes", quotes(r.ArgList), c.execCommands()})
-	d.addEdit("add " + jsonText(map[string]any{"command": r.ArgList, "signals": []int{r.Signal}}) + " to " + c.path() + ".exec_processes")
+	d.addEdit("add " + jsonText(map[string]any{"command": notNil(r.ArgList), "signals": []int{r.Signal}}) + " to " + c.path() + ".exec_processes")
 }
 
 // userText shows the user of a request.
@@ -354,11 +362,7 @@ type userText struct {
 }
 
 func (u userText) String() string {
-	groups := make([]string, len(u.groups))
-	for i, g := range u.groups {
-		groups[i] = g.String()
-	}
-	return u.user.String() + " groups " + quotes(groups) + " umask " + quote(u.umask)
+	return u.user.String() + " groups " + listed(u.groups, IDName.String) + " umask " + quote(u.umask)
 }
 
 // rule is the policy's user object that allows exactly this user.
@@ -380,14 +384,10 @@ func (v IDName) String() string {
 }
 
 func (u *userRule) String() string {
-	groups := make([]string, len(u.groups))
-	for i := range u.groups {
-		groups[i] = u.groups[i].String()
-	}
-	return u.user.String() + " groups " + quotes(groups) + " umask " + quote(u.umask)
+	return u.user.String() + " groups " + listed(u.groups, idRule.String) + " umask " + quote(u.umask)
 }
 
-func (r *idRule) String() string {
+func (r idRule) String() string {
 	if r.strategy == "any" {
 		return "any"
 	}

@@ -145,10 +145,16 @@ func under(dir, source string, rest *matcher) bool {
 	if !ok || dir == "" || tail != "" && tail[0] != '/' || !printable(tail) {
 		return false
 	}
-	for _, name := range strings.Split(tail, "/") {
-		if name == "." || name == ".." {
-			return false
+	return !climbs(tail) && rest.match(tail)
+}
+
+// climbs says whether a path has an element "." or "..".
+func climbs(path string) bool {
+	for len(path) > 0 {
+		var name string
+		if name, path, _ = strings.Cut(path, "/"); name == "." || name == ".." {
+			return true
 		}
 	}
-	return rest.match(tail)
+	return false
 }

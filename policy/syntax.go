@@ -98,6 +98,9 @@ func (p *parser) checkBytes() error {
 	if i := strings.IndexByte(p.src, 0); i >= 0 {
 		return p.errorAt(i, "NUL byte")
 	}
+	if i := strings.Index(p.src, "\uFEFF"); i >= 0 {
+		return p.errorAt(i, "byte order mark")
+	}
 	if utf8.ValidString(p.src) {
 		return nil
 	}
