@@ -31,18 +31,20 @@ func newChannel(port io.ReadWriteCloser) *channel { return &channel{turn: newTur
 func (c *channel) close() error { return c.end(c.port.Close) }
 
 func (c *channel) report(ctx context.Context, data [64]byte, vmpl uint32) ([]byte, []byte, error) {
-	return c.take(ctx, func() ([]byte, []byte, error) {
-		report, err := c.ask(snp.ChannelRequest{Type: snp.GetReport, VMPL: vmpl, Data: data})
-		if err != nil {
+	return c.take(ctx, func() ([]byte, []byte, error) { return c.fetch(data, vmpl) })
+}
+
+// fetch gets a report, and the certificates if they are not known yet.
+func (c *channel) fetch(data [64]byte, vmpl uint32) (report, certs []byte, err error) {
+	if report, err = c.ask(snp.ChannelRequest{Type: snp.GetReport, VMPL: vmpl, Data: data}); err != nil {
+		return nil, nil, err
+	}
+	if c.certs == nil {
+		if c.certs, err = c.ask(snp.ChannelRequest{Type: snp.GetCertificates}); err != nil {
 			return nil, nil, err
 		}
-		if c.certs == nil {
-			if c.certs, err = c.ask(snp.ChannelRequest{Type: snp.GetCertificates}); err != nil {
-				return nil, nil, err
-			}
-		}
-		return report, c.certs, nil
-	})
+	}
+	return report, c.certs, nil
 }
 
 // ask sends one request and reads its reply. After an error other than a

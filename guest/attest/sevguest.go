@@ -85,19 +85,29 @@ func next(c call, certsSize uint32) answer {
 	case ioctlGetExtReport:
 		reqSize, respSize = extReportReqSize, reportRespSize
 	default:
+		if len(c.in) != argSize {
+			return fail(unix.EFAULT)
+		}
 		return c.failWith(unix.ENOTTY, exitinfoUnset, nil)
+	}
+	fetched := uint64(len(c.in)) == argSize+reqSize
+	if !fetched && len(c.in) != argSize {
+		return fail(unix.EFAULT)
 	}
 	req := memory{binary.LittleEndian.Uint64(arg[offReq:]), reqSize}
 	resp := memory{binary.LittleEndian.Uint64(arg[offResp:]), respSize}
 	if req.base == 0 || resp.base == 0 {
+		if fetched {
+			return fail(unix.EFAULT) // it changed meanwhile
+		}
 		return c.failWith(unix.EINVAL, exitinfoUnset, nil)
 	}
-	switch uint64(len(c.in)) {
-	case argSize:
-		return answer{in: []memory{{c.arg, argSize}, req}}
-	case argSize + reqSize:
-	default:
-		return fail(unix.EFAULT)
+	if !fetched {
+		a := answer{in: []memory{{c.arg, argSize}, req}}
+		if c.command != ioctlGetExtReport { // whose answers differ in what they write
+			a.out = []memory{resp}
+		}
+		return a
 	}
 	switch c.command {
 	case ioctlGetDerivedKey:
