@@ -48,8 +48,9 @@ func (e *StatusError) Error() string {
 
 // Config says where to look for the TEE.
 type Config struct {
-	// Emulated is the channel to the host's emulated secure processor (see
-	// OpenPort), nil on hardware. Open takes it over, also when it fails.
+	// Emulated is the channel to the host's emulated secure processor, a
+	// virtio-serial port; nil on hardware. Open takes it over, also when it
+	// fails.
 	Emulated *os.File
 
 	// root stands before all paths; tests set it.

@@ -324,27 +324,6 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-func TestOpenPort(t *testing.T) {
-	dir := root(t, "dev/vport1p1", "dev/vport1p2", portClass+"/vport1p1/name", portClass+"/vport1p2/name")
-	if f, err := openPort(dir); f != nil || err != nil {
-		t.Errorf("openPort without the port = %v, %v; want neither", f, err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, portClass, "vport1p2/name"), []byte(snp.ChannelPort+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f, err := openPort(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if filepath.Base(f.Name()) != "vport1p2" {
-		t.Errorf("openPort opened %s", f.Name())
-	}
-	if f, err := openPort(t.TempDir()); f != nil || err != nil {
-		t.Errorf("openPort without virtio-serial = %v, %v; want neither", f, err)
-	}
-}
-
 // fakeTSM is configfs-tsm as its documentation says.
 type fakeTSM struct {
 	t          testing.TB

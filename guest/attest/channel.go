@@ -7,9 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/coffer-dev/coffer/tee/snp"
 )
@@ -80,34 +77,4 @@ func (c *channel) exchange(r snp.ChannelRequest) ([]byte, error) {
 		return nil, &StatusError{reply.Status}
 	}
 	return reply.Body, nil
-}
-
-// portClass is where Linux lists virtio-serial ports.
-const portClass = "/sys/class/virtio-ports"
-
-// OpenPort opens the virtio-serial port named snp.ChannelPort, for
-// Config.Emulated. It returns nil and no error when there is none, as on
-// hardware. The caller has loaded virtio_console.
-func OpenPort() (*os.File, error) { return openPort("/") }
-
-func openPort(root string) (*os.File, error) {
-	names, err := filepath.Glob(filepath.Join(root, portClass, "*", "name"))
-	if err != nil {
-		return nil, fmt.Errorf("looking for the emulated secure processor: %w", err)
-	}
-	for _, name := range names {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			return nil, fmt.Errorf("looking for the emulated secure processor: %w", err)
-		}
-		if strings.TrimSuffix(string(text), "\n") != snp.ChannelPort {
-			continue
-		}
-		f, err := os.OpenFile(filepath.Join(root, "dev", filepath.Base(filepath.Dir(name))), os.O_RDWR, 0)
-		if err != nil {
-			return nil, fmt.Errorf("opening the emulated secure processor's port: %w", err)
-		}
-		return f, nil
-	}
-	return nil, nil
 }

@@ -15,9 +15,6 @@ import (
 // processor channel"). Each side takes the other for hostile: requests have
 // one fixed size, a reply says its size within a fixed bound before it comes.
 
-// ChannelPort is the name of the virtio-serial port that carries the channel.
-const ChannelPort = "dev.coffer.secure-processor"
-
 // Sizes of the channel's frames, in bytes.
 const (
 	ChannelRequestSize     = 88
