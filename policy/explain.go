@@ -29,10 +29,10 @@ const (
 func (s *State) explainProcess(a *ask, n *narrowing, started bool) *Denial {
 	var c denials
 	if a.create != nil {
-		c.when(started, errAlreadyStarted, FieldDiff{"containerID", quote(a.id), "an ID that was not used before"}, "")
+		c.whenText(started, errAlreadyStarted, "containerID", a.id, "an ID that was not used before", "")
 		c.when(len(a.create.Devices) > 0, errDevices, FieldDiff{"devices", strconv.Itoa(len(a.create.Devices)), "none"}, "")
 	} else {
-		c.when(!started, errNotStarted, FieldDiff{"containerID", quote(a.id), "the ID of a started container"}, "")
+		c.whenText(!started, errNotStarted, "containerID", a.id, "the ID of a started container", "")
 	}
 	c.d.Errors = append(c.d.Errors, s.fieldErrors(a, n)...)
 	c.d.Errors = append(c.d.Errors, n.processErrors(a, started)...)
@@ -74,9 +74,8 @@ func (s *State) fieldErrors(a *ask, n *narrowing) (errs []string) {
 	if a.create != nil {
 		var bad []string
 		for i := range a.create.Mounts {
-			m := &a.create.Mounts[i]
-			if !slices.ContainsFunc(n.candidates, func(c *container) bool { return a.mounts.ok(c, m) }) {
-				bad = append(bad, m.Destination)
+			if !slices.ContainsFunc(n.candidates, func(c *container) bool { return a.mounts.ok(c, i) }) {
+				bad = append(bad, a.create.Mounts[i].Destination)
 			}
 		}
 		if len(bad) > 0 {
@@ -217,7 +216,7 @@ func (c *container) execCommands() string {
 func (a *ask) explainMounts(d *Denial, c *container) {
 	for i := range a.create.Mounts {
 		m := &a.create.Mounts[i]
-		if a.mounts.ok(c, m) {
+		if a.mounts.ok(c, i) {
 			continue
 		}
 		allowed := "no mount there"
@@ -305,7 +304,7 @@ func (s *State) explainExternal(r *ExecExternal, m *envMatcher, fit, left []*pro
 	dir := slices.ContainsFunc(all, func(p *process) bool { return p.workingDir == r.WorkingDir })
 	add := `add {"allow_stdio_access":false,"command":` + jsonText(r.ArgList) + `,"env_rules":[],"working_dir":` + quote(r.WorkingDir) + `} to external_processes`
 	c.when(!command, errCommand, FieldDiff{"external_processes", quotes(r.ArgList), "no such command"}, add)
-	c.when(!dir, errDir, FieldDiff{"working_dir", quote(r.WorkingDir), "no such directory"}, "")
+	c.whenText(!dir, errDir, "working_dir", r.WorkingDir, "no such directory", "")
 	if names := m.refused(all); len(names) > 0 {
 		c.when(true, errEnv+": "+strings.Join(names, ","), FieldDiff{"env", quotes(names), "no rule for these names and values"}, "")
 	}
@@ -324,7 +323,7 @@ func (s *State) explainExternal(r *ExecExternal, m *envMatcher, fit, left []*pro
 
 func (s *State) explainSignal(r *SignalContainerProcess, candidates []*container, started, allowed bool) *Denial {
 	var c denials
-	c.when(!started, errNotStarted, FieldDiff{"containerID", quote(r.ContainerID), "the ID of a started container"}, "")
+	c.whenText(!started, errNotStarted, "containerID", r.ContainerID, "the ID of a started container", "")
 	if !allowed {
 		c.d.Errors = append(c.d.Errors, errSignal)
 	}

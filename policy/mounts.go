@@ -76,38 +76,40 @@ outer:
 
 // mountCheck decides the mounts of one create_container.
 type mountCheck struct {
-	st         *State
-	req        *CreateContainer
-	def, priv  []Mount
-	carveOut   Mount
-	extraMount []Mount
+	st  *State
+	req *CreateContainer
+	// plain and elevated say for each mount whether it needs no rule of the container's own.
+	plain, elevated []bool
 }
 
 func (s *State) mountCheck(r *CreateContainer) *mountCheck {
-	return &mountCheck{
-		st: s, req: r, def: DefaultMounts(), priv: DefaultPrivilegedMounts(), carveOut: pauseSysfs(), extraMount: s.mounts,
+	k := &mountCheck{st: s, req: r, plain: make([]bool, len(r.Mounts)), elevated: make([]bool, len(r.Mounts))}
+	defaults, privileged, sysfs := DefaultMounts(), DefaultPrivilegedMounts(), pauseSysfs()
+	for i := range r.Mounts {
+		m := &r.Mounts[i]
+		k.plain[i] = m.isOneOf(defaults) || m.isOneOf(s.mounts) || r.IsSandboxContainer && m.equal(&sysfs)
+		k.elevated[i] = k.plain[i] || m.isOneOf(privileged)
 	}
+	return k
 }
 
-// byDefault says whether m needs no rule of the container's own.
-func (k *mountCheck) byDefault(m *Mount, elevated bool) bool {
-	lists := [3][]Mount{k.def, k.extraMount, k.priv}
-	for i, list := range lists {
-		for j := range list {
-			if (i < 2 || elevated) && m.equal(&list[j]) {
-				return true
-			}
+func (m *Mount) isOneOf(list []Mount) bool {
+	for i := range list {
+		if m.equal(&list[i]) {
+			return true
 		}
 	}
-	return k.req.IsSandboxContainer && m.equal(&k.carveOut)
+	return false
 }
 
-func (k *mountCheck) ok(c *container, m *Mount) bool {
-	if k.byDefault(m, c.elevated) {
+// ok says whether c may have the mount number i of the request.
+func (k *mountCheck) ok(c *container, i int) bool {
+	if k.plain[i] || c.elevated && k.elevated[i] {
 		return true
 	}
-	for i := range c.mounts {
-		rule := &c.mounts[i]
+	m := &k.req.Mounts[i]
+	for j := range c.mounts {
+		rule := &c.mounts[j]
 		if !rule.broken && m.Destination != "" && rule.destination == m.Destination && rule.typ == m.Type &&
 			sameSet(rule.options, m.Options) && k.sourceOK(rule, m.Source) {
 			return true
@@ -118,7 +120,7 @@ func (k *mountCheck) ok(c *container, m *Mount) bool {
 
 func (k *mountCheck) allOK(c *container) bool {
 	for i := range k.req.Mounts {
-		if !k.ok(c, &k.req.Mounts[i]) {
+		if !k.ok(c, i) {
 			return false
 		}
 	}

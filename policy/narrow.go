@@ -35,6 +35,9 @@ const (
 
 func (a *ask) misfit(c *container) misfit {
 	bad := c.lacks
+	if a.create == nil {
+		bad &^= badPrivileged | badSeccomp
+	}
 	if c.nnp && !a.nnp {
 		bad |= badNNP
 	}
@@ -214,8 +217,7 @@ func (c *container) allowsSignal(r *SignalContainerProcess) bool {
 // shutdown forgets what the container can be; its ID stays used.
 func (s *State) shutdown(r *ShutdownContainer) *Denial {
 	var c denials
-	c.when(!s.started.has(r.ContainerID), errNotStarted,
-		FieldDiff{"containerID", quote(r.ContainerID), "the ID of a started container"}, "")
+	c.whenText(!s.started.has(r.ContainerID), errNotStarted, "containerID", r.ContainerID, "the ID of a started container", "")
 	s.matches = s.matches.without(r.ContainerID)
 	return c.denial()
 }

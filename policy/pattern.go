@@ -85,8 +85,10 @@ func (ps *patterns) below(rest string) matcher {
 // anchored compiles a pattern so that it matches whole strings only; nil if it is not a regular expression. The
 // pattern is parsed alone first, so that "a)|(b" cannot close the group it is put in.
 func anchored(pattern string) *regexp.Regexp {
-	if _, err := syntax.Parse(pattern, syntax.Perl); err != nil {
-		return nil
+	if strings.ContainsAny(pattern, `()\`) {
+		if _, err := syntax.Parse(pattern, syntax.Perl); err != nil {
+			return nil
+		}
 	}
 	re, err := regexp.Compile(`\A(?:` + pattern + `)\z`)
 	if err != nil {
