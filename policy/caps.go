@@ -2,6 +2,8 @@
 
 package policy
 
+import "slices"
+
 // DefaultCapabilities is the set of a container whose policy names none: containerd's default.
 func DefaultCapabilities() *Capabilities {
 	return &Capabilities{
@@ -61,20 +63,34 @@ func (c *Capabilities) keep(allowed *Capabilities) (*Capabilities, int) {
 	out, n := &Capabilities{}, 0
 	from, by, to := c.sets(), allowed.sets(), out.sets()
 	for i := range from {
-		in := make(map[string]bool, len(*by[i]))
-		for _, name := range *by[i] {
-			in[name] = true
-		}
-		*to[i] = make([]string, 0, len(*from[i]))
-		for _, name := range *from[i] {
-			if in[name] {
-				*to[i] = append(*to[i], name)
-				in[name] = false
-			}
-		}
+		*to[i] = intersect(*from[i], *by[i])
 		n += len(*to[i])
 	}
 	return out, n
+}
+
+// intersect returns what of list is in allowed, each once, in the order of list.
+func intersect(list, allowed []string) []string {
+	out := make([]string, 0, min(len(list), len(allowed)))
+	if len(list)*len(allowed) <= maxPairs {
+		for _, s := range list {
+			if slices.Contains(allowed, s) && !slices.Contains(out, s) {
+				out = append(out, s)
+			}
+		}
+		return out
+	}
+	in := make(map[string]bool, len(allowed))
+	for _, s := range allowed {
+		in[s] = true
+	}
+	for _, s := range list {
+		if in[s] {
+			out = append(out, s)
+			in[s] = false
+		}
+	}
+	return out
 }
 
 // capsOf is the set that a container must have: its own, or the default for what it is.

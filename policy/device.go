@@ -67,7 +67,7 @@ func (s *State) mountDevice(r *MountDevice) *Denial {
 	var c denials
 	c.whenText(!s.policy.hashes[r.DeviceHash], errHashUnknown, "deviceHash", r.DeviceHash, "a root hash in the layers of a container", "add %s to the layers of the container that it belongs to")
 	c.whenText(s.deviceMounted(r.Target), errDeviceMounted, "target", r.Target, "a path that is not in use", "")
-	c.whenText(s.targetInvalid(r.Target, r.MountPathRegex), errMountpoint, "target", r.Target, quote(r.MountPathRegex), "")
+	c.whenText(s.targetInvalid(r.Target, r.MountPathRegex), errMountpoint, "target", r.Target, "a path that matches "+r.MountPathRegex, "")
 	s.devices = s.devices.with(r.Target, r.DeviceHash)
 	return c.denial()
 }
@@ -84,7 +84,7 @@ func (s *State) unmountDevice(r *UnmountDevice) *Denial {
 func (s *State) rwMountDevice(r *RWMountDevice) *Denial {
 	var c denials
 	c.whenText(s.deviceMounted(r.Target), errDeviceMounted, "target", r.Target, "a path that is not in use", "")
-	c.whenText(s.targetInvalid(r.Target, r.MountPathRegex), errMountpoint, "target", r.Target, quote(r.MountPathRegex), "")
+	c.whenText(s.targetInvalid(r.Target, r.MountPathRegex), errMountpoint, "target", r.Target, "a path that matches "+r.MountPathRegex, "")
 	c.when(!r.Encrypted && !s.policy.flags[flagUnencrypted], errRWUnencrypted,
 		FieldDiff{"encrypted", "false", "true"}, "set "+flagUnencrypted+" to true")
 	c.when(!r.EnsureFilesystem, errRWNoFilesystem, FieldDiff{"ensureFilesystem", "false", "true"}, "")

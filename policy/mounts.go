@@ -49,8 +49,11 @@ func sameSet(a, b []string) bool {
 	return len(a) == len(b) && subset(a, b) && subset(b, a)
 }
 
+// maxPairs is how many pairs of two lists are compared one by one. The host may send long lists.
+const maxPairs = 4096
+
 func subset(a, b []string) bool {
-	if len(a)*len(b) > 4096 { // lists of the host may be long
+	if len(a)*len(b) > maxPairs {
 		in := make(map[string]bool, len(b))
 		for _, s := range b {
 			in[s] = true
