@@ -228,12 +228,12 @@ func (s *suite) splice(t *testing.T) {
 	s.refused(t, e, "another report's first half")
 }
 
-// certificateBits flips one bit in every byte of the certificates. What the
+// certificateBits flips one bit in every third byte of the certificates. What the
 // verifier does not use may change, but then the claims stay as they are.
 func (s *suite) certificateBits(t *testing.T) {
 	want := s.verify(t, s.good)
 	used := 0
-	for i := range s.good.Certificates {
+	for i := 0; i < len(s.good.Certificates); i += 3 { // each takes a millisecond or two
 		e := s.edited()
 		e.Certificates[i] ^= 1 << (i % 8)
 		c, err := s.v.Verify(e, s.now)
