@@ -31,24 +31,6 @@ func TestGenerated(t *testing.T) {
 	}
 }
 
-func FuzzEntries(f *testing.F) {
-	for seed := range 20 {
-		rng := rand.New(rand.NewPCG(uint64(seed), 2))
-		b := make([]byte, 400)
-		for i := range b {
-			b[i] = byte(rng.IntN(256))
-		}
-		f.Add(b)
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) > 4096 {
-			return
-		}
-		c, empty := fromBytes(b)
-		compare(t, "tar", generate(c, 100, empty))
-	})
-}
-
 // TestAccumulated compares on tars of many entries, each of which the reference accepts where it stands.
 func TestAccumulated(t *testing.T) {
 	n := 40
