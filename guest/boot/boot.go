@@ -34,8 +34,10 @@ func Run(steps []Step) error {
 	return nil
 }
 
-// Start boots: the table, and beside it the modules that every guest needs. PID 1
-// calls it once, first.
+// Start boots: the table, and beside it the modules that the control channel
+// needs. Modules for disks and network are still being loaded when it returns;
+// whoever needs one calls Load, which waits for it. A failure there is Fatal.
+// PID 1 calls Start once, first.
 func Start() (*Modules, error) {
 	if err := Run(early()); err != nil {
 		return nil, err
@@ -45,12 +47,21 @@ func Start() (*Modules, error) {
 		return nil, err
 	}
 	var wg sync.WaitGroup
-	var loading error
-	wg.Go(func() { loading = modules.loadBoot() })
-	err = Run(late())
+	var tableErr error
+	wg.Go(func() {
+		defer Guard()
+		tableErr = Run(late())
+	})
+	err = modules.loadChannel()
 	wg.Wait()
-	if err := errors.Join(err, loading); err != nil {
+	if err := errors.Join(err, tableErr); err != nil {
 		return nil, err
 	}
+	go func() { // ends by itself, or the guest with it
+		defer Guard()
+		if err := modules.loadRest(); err != nil {
+			Fatal(err)
+		}
+	}()
 	return modules, nil
 }

@@ -26,8 +26,8 @@ type Modules struct {
 	files map[string]string
 	needs map[string][]string
 
-	mu      sync.Mutex              // guards loading
-	loading map[string]func() error // waits for the end of a module's one load
+	mu   sync.Mutex // guards done, and is held while a module is loaded
+	done map[string]bool
 }
 
 // ReadModules reads a module list.
@@ -36,7 +36,7 @@ func ReadModules(path string) (*Modules, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the module list: %w", err)
 	}
-	m := &Modules{files: make(map[string]string), needs: make(map[string][]string), loading: make(map[string]func() error)}
+	m := &Modules{files: make(map[string]string), needs: make(map[string][]string), done: make(map[string]bool)}
 	for line := range strings.Lines(string(b)) {
 		f := strings.Fields(line)
 		if len(f) < 2 {
@@ -50,40 +50,42 @@ func ReadModules(path string) (*Modules, error) {
 // Has reports whether the image brings this module.
 func (m *Modules) Has(name string) bool { return m.files[name] != "" }
 
-// Load loads modules, each after what it needs and otherwise at once. One that
-// is loaded already is no error; one that the image does not have is.
+// Load loads modules, each after what it needs. One that is loaded already, or
+// is part of the kernel, is no error; one that the image does not have is. One
+// module is loaded at a time: the kernel gains nothing from more, since it stops
+// all CPUs for each.
 func (m *Modules) Load(names ...string) error {
-	wait := make([]func() error, len(names))
-	for i, name := range names {
-		wait[i] = m.start(name)
-	}
-	for _, w := range wait {
-		if err := w(); err != nil {
+	for _, name := range names {
+		if err := m.load(name, 0); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// start begins to load a module unless that was done, and returns what waits
-// for the result. The image's builder has seen to it that no module needs itself.
-func (m *Modules) start(name string) func() error {
+// maxDepth is deeper than modules need each other; a list that is deeper has a
+// cycle.
+const maxDepth = 32
+
+func (m *Modules) load(name string, depth int) error {
+	if depth > maxDepth {
+		return fmt.Errorf("loading module %s: it needs itself", name)
+	}
+	for _, need := range m.needs[name] {
+		if err := m.load(need, depth+1); err != nil {
+			return err
+		}
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if wait, ok := m.loading[name]; ok {
-		return wait
+	if m.done[name] {
+		return nil
 	}
-	done := make(chan struct{})
-	var err error
-	m.loading[name] = func() error { <-done; return err }
-	go func() {
-		defer Guard()
-		defer close(done)
-		if err = m.Load(m.needs[name]...); err == nil {
-			err = m.insert(name)
-		}
-	}()
-	return m.loading[name]
+	if err := m.insert(name); err != nil {
+		return err
+	}
+	m.done[name] = true
+	return nil
 }
 
 func (m *Modules) insert(name string) error {
@@ -118,14 +120,17 @@ func (m *Modules) LoadAccelerated(flag string, names ...string) error {
 	return m.Load(names...)
 }
 
-// loadBoot loads what every guest needs.
-func (m *Modules) loadBoot() error {
+// loadChannel loads what the control channel needs, for which the host waits.
+func (m *Modules) loadChannel() error { return m.Load("virtio_pci", "virtio_console") }
+
+// loadRest loads what every guest needs next.
+func (m *Modules) loadRest() error {
 	// SHA-256 first: dm-verity takes the best that is there when it opens a
 	// disk. Without instructions of its own the kernel's plain code is best.
 	if err := m.LoadAccelerated("sha_ni", "sha256_ssse3"); err != nil {
 		return err
 	}
-	return m.Load("virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "dm_mod", "dm_verity", "overlay")
+	return m.Load("virtio_blk", "dm_mod", "dm_verity", "overlay", "virtio_net")
 }
 
 // Lock makes the kernel refuse every further module, for good.

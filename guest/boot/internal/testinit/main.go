@@ -4,6 +4,7 @@
 // line may say otherwise, for the tests of package boot:
 //
 //	testinit=off    power off at once: the floor of what a boot takes
+//	testinit=all    wait for all modules of the boot
 //	testinit=fatal  end by boot.Fatal
 //	testinit=panic  panic in a guarded goroutine
 package main
@@ -24,7 +25,8 @@ func main() {
 	if mode == "off" {
 		boot.PowerOff()
 	}
-	if _, err := boot.Start(); err != nil {
+	modules, err := boot.Start()
+	if err != nil {
 		boot.Fatal(err)
 	}
 	switch mode {
@@ -36,6 +38,11 @@ func main() {
 			panic("testing the end")
 		}()
 		select {}
+	}
+	if mode == "all" {
+		if err := modules.Load("dm_verity", "overlay", "virtio_blk", "virtio_net"); err != nil {
+			boot.Fatal(err)
+		}
 	}
 	up, _ := os.ReadFile("/proc/uptime")
 	fmt.Printf("testinit: booted in %d us, uptime %s\n", time.Since(start).Microseconds(), strings.Fields(string(up))[0])
