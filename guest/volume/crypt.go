@@ -148,7 +148,8 @@ func cryptTarget(dev string, sectors int64) target {
 
 // format makes an ext4 on a scratch device and mounts it. Sectors that were
 // never written cannot be read: mke2fs looks at both ends for another file
-// system, and has to write all of its metadata now.
+// system, has to write all of its metadata now, and must keep no second
+// superblock, which would be written into the rest of a block.
 //
 // Without a journal, and without waiting for the disk: nothing can be recovered
 // anyway. An error in the file system's own blocks stops all writing.
@@ -160,7 +161,8 @@ func (d *Disks) format(ctx context.Context, node string, sectors int64, target s
 		return err
 	}
 	_, err := d.cfg.Run(ctx, d.cfg.Mke2fs, []string{"-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0",
-		"-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=0,nodiscard,root_owner=0:0", node}, nil)
+		"-O", "^has_journal,^resize_inode,^sparse_super,sparse_super2",
+		"-E", "num_backup_sb=0,lazy_itable_init=0,nodiscard,root_owner=0:0", node}, nil)
 	if err != nil {
 		return err
 	}
