@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-sev-guest/verify/trust"
+
 	"github.com/coffer-dev/coffer/tee"
 	"github.com/coffer-dev/coffer/tee/snp"
 )
@@ -49,6 +51,7 @@ type forgery struct {
 	signWith  *ecdsa.PrivateKey
 	arkSigner *rsa.PrivateKey
 	kind      tee.Kind
+	leaf      snp.CertificateKind
 	omit      snp.CertificateKind
 }
 
@@ -81,7 +84,7 @@ func newForgery(t testing.TB) *forgery {
 	}
 	f := &forgery{
 		ark: template("ARK-Coffer", within()), ask: template("SEV-Coffer", within()), vcek: template("SEV-VCEK", within()),
-		signWith: k.vcek, arkSigner: k.ark, kind: tee.Emulated,
+		signWith: k.vcek, arkSigner: k.ark, kind: tee.Emulated, leaf: snp.CertVCEK,
 	}
 	for _, ca := range []*x509.Certificate{f.ark, f.ask} {
 		ca.BasicConstraintsValid, ca.IsCA, ca.KeyUsage = true, true, x509.KeyUsageCertSign
@@ -115,7 +118,7 @@ func (f *forgery) evidence(t testing.TB) tee.Evidence {
 	t.Helper()
 	k := keys()
 	certs := []any{
-		snp.CertVCEK, create(t, f.vcek, f.ask, &k.vcek.PublicKey, k.ask),
+		f.leaf, create(t, f.vcek, f.ask, &k.vcek.PublicKey, k.ask),
 		snp.CertASK, create(t, f.ask, f.ark, &k.ask.PublicKey, f.arkSigner),
 		snp.CertARK, create(t, f.ark, f.ark, &k.ark.PublicKey, k.ark),
 	}
@@ -261,5 +264,99 @@ func TestInsecureOptions(t *testing.T) {
 				t.Errorf("%s with %+v: Verify = %v; want accepted %v", tt.name, other, err, want)
 			}
 		}
+	}
+}
+
+// hardware changes a forgery into what a secure processor of line would make,
+// if the roots that it returns were AMD's.
+func (f *forgery) hardware(t testing.TB, line string, family, model uint8) func(*Verifier) {
+	t.Helper()
+	f.ark.Subject.CommonName, f.ask.Subject.CommonName = "ARK-"+line, "SEV-"+line
+	for _, c := range []*x509.Certificate{f.ark, f.ask, f.vcek} {
+		c.Subject.SerialNumber = ""
+	}
+	f.report.Family, f.report.Model, f.kind = family, model, tee.SEVSNP
+	return func(v *Verifier) {
+		k := keys()
+		parse := func(der []byte) *x509.Certificate {
+			c, err := x509.ParseCertificate(der)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		root := trust.AMDRootCertsProduct(line)
+		root.ProductCerts = &trust.ProductCerts{Ark: parse(create(t, f.ark, f.ark, &k.ark.PublicKey, k.ark))}
+		ica := parse(create(t, f.ask, f.ark, &k.ask.PublicKey, k.ark))
+		if f.leaf == snp.CertVLEK {
+			root.ProductCerts.Asvk = ica
+		} else {
+			root.ProductCerts.Ask = ica
+		}
+		v.amd = rootSet{line: {root}}
+	}
+}
+
+// TestHardwareVLEK signs as a cloud provider's key does, which no vector at
+// hand shows.
+func TestHardwareVLEK(t *testing.T) {
+	f := newForgery(t)
+	roots := f.hardware(t, lineMilan, 0x19, 1)
+	f.leaf, f.report.Signer = snp.CertVLEK, snp.SignedByVLEK
+	f.ask.Subject.CommonName, f.vcek.Subject.CommonName = "SEV-VLEK-Milan", "SEV-VLEK"
+	ext := f.vcek.ExtraExtensions
+	ext[1] = amdExtension(t, "Milan", "ia5", 2)
+	ext[len(ext)-1] = amdExtension(t, "a cloud", "ia5", 5)
+	v := newVerifier(t, Config{})
+	e := f.evidence(t)
+	if c, err := v.Verify(e, within()); !errors.Is(err, ErrChain) || c != nil {
+		t.Errorf("Verify under AMD's roots = %v, %v; want ErrChain", c, err)
+	}
+	roots(v)
+	c, err := v.Verify(e, within())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.SigningKey != tee.VLEK || c.ProductLine != lineMilan || c.Insecure || c.Kind != tee.SEVSNP {
+		t.Errorf("claims = %s, %s, %q", c.SigningKey, c.ProductLine, c.Kind)
+	}
+	f.report.ReportedTCB++
+	if c, err := v.Verify(f.evidence(t), within()); !errors.Is(err, ErrFields) || c != nil {
+		t.Errorf("Verify with another TCB = %v, %v; want ErrFields", c, err)
+	}
+}
+
+// TestHardwareVersions goes through report versions and product lines.
+func TestHardwareVersions(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		line          string
+		family, model uint8
+		version       uint32
+		fmc           bool
+		want          error
+	}{
+		{"Milan, version 3", lineMilan, 0x19, 1, 3, false, nil},
+		{"Milan, version 5", lineMilan, 0x19, 1, 5, false, nil},
+		{"Genoa, version 3", lineGenoa, 0x19, 0x11, 3, false, nil},
+		{"Genoa's report under Milan's root", lineMilan, 0x19, 0x11, 3, false, ErrChain},
+		{"emulated family under Milan's root", lineMilan, snp.EmulatedFamily, 0, 3, false, ErrChain},
+		// A limit of go-sev-guest v0.15.0 (docs/attestation.md).
+		{"Turin with its FMC extension", lineTurin, 0x1A, 2, 5, true, ErrChain},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newForgery(t)
+			roots := f.hardware(t, tt.line, tt.family, tt.model)
+			f.report.Version = tt.version
+			if tt.fmc {
+				f.vcek.ExtraExtensions = append(f.vcek.ExtraExtensions, amdExtension(t, 1, "", 3, 9))
+			}
+			v := newVerifier(t, Config{InsecureAcceptEmulated: true})
+			roots(v)
+			c, err := v.Verify(f.evidence(t), within())
+			if !errors.Is(err, tt.want) || (c == nil) != (err != nil) {
+				t.Errorf("Verify = %v; want %v", err, tt.want)
+			}
+		})
 	}
 }
