@@ -106,7 +106,7 @@ protected, and everything that comes out of it says so.`,
 // commands is the list of all commands.
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
-		a.imageCommand(), a.guestCommand(), a.verifyCommand(), a.doctorCommand(), a.versionCommand(),
+		a.imageCommand(), a.policyCommand(), a.guestCommand(), a.verifyCommand(), a.doctorCommand(), a.versionCommand(),
 	}
 }
 
