@@ -35,9 +35,9 @@ func Run(steps []Step) error {
 }
 
 // Start boots: the table, and beside it the modules that the control channel
-// needs. Modules for disks and network are still being loaded when it returns;
-// whoever needs one calls Load, which waits for it. A failure there is Fatal.
-// PID 1 calls Start once, first.
+// needs. Modules for disks and network are still being loaded when it returns, so
+// that this overlaps with what the host does; Modules.Ready waits for them, and a
+// failure there is Fatal. PID 1 calls Start once, first.
 func Start() (*Modules, error) {
 	if err := Run(early()); err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func Start() (*Modules, error) {
 	}
 	go func() { // ends by itself, or the guest with it
 		defer Guard()
-		if err := modules.loadRest(); err != nil {
+		if err := modules.Ready(); err != nil {
 			Fatal(err)
 		}
 	}()

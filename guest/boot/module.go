@@ -123,8 +123,9 @@ func (m *Modules) LoadAccelerated(flag string, names ...string) error {
 // loadChannel loads what the control channel needs, for which the host waits.
 func (m *Modules) loadChannel() error { return m.Load("virtio_pci", "virtio_console") }
 
-// loadRest loads what every guest needs next.
-func (m *Modules) loadRest() error {
+// Ready loads what every guest needs next, for disks, network and overlays. After
+// Start that is under way already, and Ready waits for it.
+func (m *Modules) Ready() error {
 	// SHA-256 first: dm-verity takes the best that is there when it opens a
 	// disk. Without instructions of its own the kernel's plain code is best.
 	if err := m.LoadAccelerated("sha_ni", "sha256_ssse3"); err != nil {

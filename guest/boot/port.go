@@ -14,6 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Names of the ports of a guest.
+const (
+	PortControl = "coffer.control"
+	PortSEV     = "coffer.sev" // the emulated secure processor
+)
+
 // portTime is how long a virtio port may take to appear and to be connected.
 const portTime = 20 * time.Second
 

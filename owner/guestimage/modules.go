@@ -23,8 +23,8 @@ const maxModule = 64 << 20
 func required() []string {
 	return []string{
 		"virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "dm_mod", "dm_verity", "overlay", // every guest
-		"cuse",                                       // the emulated report device
-		"dm_crypt", "dm_integrity", "authenc", "xts", // a scratch disk
+		"cuse",                                              // the emulated report device
+		"dm_crypt", "dm_integrity", "authenc", "ecb", "xts", // a scratch disk; plain xts uses ecb
 	}
 }
 
