@@ -66,7 +66,7 @@ func decompress(payload []byte) ([]byte, error) {
 		r = lz4.NewReader(bytes.NewReader(payload[:end]))
 	case bytes.HasPrefix(payload, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		var d *zstd.Decoder
-		if d, err = zstd.NewReader(bytes.NewReader(payload[:end])); err == nil {
+		if d, err = zstd.NewReader(bytes.NewReader(payload[:end]), zstd.WithDecoderMaxMemory(maxELF)); err == nil {
 			defer d.Close()
 			r = d
 		}
@@ -78,11 +78,15 @@ func decompress(payload []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: unpacking: %w", ErrKernel, err)
 	}
-	out := make([]byte, want)
-	if _, err := io.ReadFull(r, out); err != nil {
+	var out bytes.Buffer
+	n, err := io.Copy(&out, io.LimitReader(r, want+1))
+	if err != nil {
 		return nil, fmt.Errorf("%w: unpacking: %w", ErrKernel, err)
 	}
-	return out, nil
+	if n != want {
+		return nil, fmt.Errorf("%w: unpacked to another size than %d bytes", ErrKernel, want)
+	}
+	return out.Bytes(), nil
 }
 
 // trimELF cuts off what follows the ELF file (the relocation table of the
