@@ -26,6 +26,9 @@ import (
 // long; a guest that fails says so itself.
 const bootTime = 3 * time.Minute
 
+// lateTime is how long clients may take to read how the group ended.
+const lateTime = 5 * time.Second
+
 // machine is what the supervisor needs of a started VM.
 type machine struct {
 	control net.Conn
@@ -179,19 +182,28 @@ func (s *Supervisor) live(ctx context.Context, cancel context.CancelCauseFunc, m
 	}
 	ready(nil)
 	serving, stop := context.WithCancel(ctx)
-	wg.Go(func() { s.serve(serving, l) })
+	defer stop()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		s.serve(serving, l)
+	}()
 	exit := s.watch(ctx, m)
 	s.init.end(exit)
 	// What the container wrote may still be on its way; without a machine it is not.
 	s.init.finish()
 	s.group.Group.Status, s.group.Group.ExitCode, s.group.Group.Error = state.Exited, exit.Status, exit.Error
 	m.kill()
+	s.client.Close()
 	s.record.close()
-	stop()
 	l.Close()
 	if first != nil {
 		first.Close()
 	}
+	// Every request ends by itself now; a client that does not read its answer is left.
+	late := time.AfterFunc(lateTime, stop)
+	<-served
+	late.Stop()
 	return exit, nil
 }
 

@@ -10,6 +10,7 @@
 package state
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -381,3 +382,17 @@ func validID(s string) bool {
 }
 
 func nameForm() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$`) }
+
+// AwaitEnd waits until nobody supervises the group.
+func (d *Dir) AwaitEnd(ctx context.Context, id string) error {
+	t := time.NewTicker(20 * time.Millisecond)
+	defer t.Stop()
+	for d.held(id) {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %.12s to end: %w", id, ctx.Err())
+		case <-t.C:
+		}
+	}
+	return nil
+}
