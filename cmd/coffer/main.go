@@ -105,9 +105,9 @@ protected, and everything that comes out of it says so.`,
 
 // commands is the list of all commands.
 func (a *app) commands() []*cobra.Command {
-	return []*cobra.Command{
+	return append([]*cobra.Command{
 		a.imageCommand(), a.policyCommand(), a.guestCommand(), a.verifyCommand(), a.doctorCommand(), a.versionCommand(),
-	}
+	}, a.groupCommands()...)
 }
 
 // defaultRoot is $XDG_STATE_HOME/coffer, by default below the home directory.
