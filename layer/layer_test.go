@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -441,8 +442,12 @@ func TestTimes(t *testing.T) {
 
 // TestTree compares the tree with one computed the simple way, over data with zeros in all places.
 func TestTree(t *testing.T) {
-	for _, blocks := range []int{1, 2, 127, 128, 129, 256, 300, 128*128 - 1, 128 * 128, 128*128 + 1, 3 * 128 * 128} {
-		for _, mark := range [][]int{nil, {0}, {blocks - 1}, {blocks / 2}, {5, 200, 128 * 100, 128 * 200}} {
+	for _, blocks := range []int{1, 2, 127, 128, 129, 256, 300, 128*128 - 1, 128 * 128, 128*128 + 1, 2*128*128 + 5} {
+		marks := [][]int{nil, {0}, {blocks - 1}, {blocks / 2}, {5, 200, 128 * 100, 128 * 200}}
+		if blocks > 128*128+1 {
+			marks = marks[4:]
+		}
+		for _, mark := range marks {
 			data := make([]byte, blocks*BlockSize)
 			for _, m := range mark {
 				data[min(m, blocks-1)*BlockSize+99] = 1
@@ -480,6 +485,40 @@ func TestTree(t *testing.T) {
 				t.Errorf("root of %d blocks = %s; want %x", blocks, got, want)
 			}
 		}
+	}
+}
+
+// TestHasher compares with crypto/sha256, with and without pairs.
+func TestHasher(t *testing.T) {
+	h := newHasher()
+	t.Logf("pairs: %v", h.pairs)
+	rng := rand.NewChaCha8([32]byte{1})
+	for range 200 {
+		var p, q [BlockSize]byte
+		_, _ = rng.Read(p[:])
+		_, _ = rng.Read(q[:])
+		want := [2][32]byte{sha256.Sum256(append(make([]byte, 32), p[:]...)), sha256.Sum256(append(make([]byte, 32), q[:]...))}
+		for _, h.pairs = range []bool{false, canPair()} {
+			var got [2][32]byte
+			h.sumPair(got[0][:], got[1][:], p[:], q[:])
+			if got != want {
+				t.Fatalf("sumPair, pairs %v = %x; want %x", h.pairs, got, want)
+			}
+		}
+	}
+}
+
+func BenchmarkHasher(b *testing.B) {
+	h := newHasher()
+	var p, q [BlockSize]byte
+	var hashes [2][hashSize]byte
+	for _, h.pairs = range []bool{false, canPair()} {
+		b.Run(fmt.Sprintf("pairs=%v", h.pairs), func(b *testing.B) {
+			b.SetBytes(2 * BlockSize)
+			for b.Loop() {
+				h.sumPair(hashes[0][:], hashes[1][:], p[:], q[:])
+			}
+		})
 	}
 }
 

@@ -30,6 +30,8 @@ type batch struct {
 	holes [batchBlocks]bool
 }
 
+func (b *batch) block(i int) []byte { return b.buf[i*BlockSize:][:BlockSize] }
+
 // stream is the file system being written, from block 0 to its end. What is written to it is gathered into batches;
 // they are hashed by as many goroutines as there are processors and written by one more, since the kernel admits one
 // writer to a file at a time.

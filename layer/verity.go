@@ -16,6 +16,8 @@ const hashSize = sha256.Size
 // hashBlock is one block of the tree: 128 hashes.
 type hashBlock [BlockSize]byte
 
+func (b *hashBlock) hash(i int) []byte { return b[i*hashSize:][:hashSize] }
+
 // hasher computes dm-verity hashes, format 1: SHA-256 of the salt (32 zero bytes) and the block.
 type hasher struct {
 	h    hash.Hash
@@ -23,10 +25,12 @@ type hasher struct {
 	zero [BlockSize]byte
 	// ofZero is the hash of a zero block.
 	ofZero [hashSize]byte
+	// pairs says that two blocks are hashed faster together.
+	pairs bool
 }
 
 func newHasher() *hasher {
-	h := &hasher{h: sha256.New()}
+	h := &hasher{h: sha256.New(), pairs: canPair()}
 	h.sum(h.ofZero[:], h.zero[:])
 	return h
 }
@@ -48,15 +52,24 @@ func (h *hasher) hashBatch(b *batch) []*hashBlock {
 		n := min(hashesPerBlock, blocks-first)
 		zeros := 0
 		leaf := new(hashBlock)
+		wait := -1 // a block that is to be hashed with the next
 		for i := range n {
-			block := b.buf[(first+i)*BlockSize:][:BlockSize]
-			dst := leaf[i*hashSize:][:hashSize]
-			if b.holes[first+i] = isZero(block, &h.zero); b.holes[first+i] {
-				copy(dst, h.ofZero[:])
+			block := b.block(first + i)
+			zero := isZero(block, &h.zero)
+			b.holes[first+i] = zero
+			switch {
+			case zero:
+				copy(leaf.hash(i), h.ofZero[:])
 				zeros++
-				continue
+			case wait < 0:
+				wait = i
+			default:
+				h.sumPair(leaf.hash(wait), leaf.hash(i), b.block(first+wait), block)
+				wait = -1
 			}
-			h.sum(dst, block)
+		}
+		if wait >= 0 {
+			h.sum(leaf.hash(wait), b.block(first+wait))
 		}
 		if zeros < hashesPerBlock {
 			leaves[l] = leaf
@@ -127,11 +140,11 @@ func (t *tree) parents(below *level, fill []byte) []*hashBlock {
 		if p == nil {
 			p = new(hashBlock)
 			for j := range i % hashesPerBlock {
-				copy(p[j*hashSize:], fill)
+				copy(p.hash(j), fill)
 			}
 			up[i/hashesPerBlock] = p
 		}
-		dst := p[i%hashesPerBlock*hashSize:][:hashSize]
+		dst := p.hash(i % hashesPerBlock)
 		if b == nil {
 			copy(dst, fill)
 			continue
@@ -151,7 +164,7 @@ func (t *tree) patch(block int64, data []byte) {
 			b = &c
 			l.blocks[block/hashesPerBlock] = b
 		}
-		t.h.sum(b[block%hashesPerBlock*hashSize:][:hashSize], data)
+		t.h.sum(b.hash(int(block%hashesPerBlock)), data)
 		data = b[:]
 		block /= hashesPerBlock
 	}
