@@ -228,6 +228,8 @@ type Stats struct {
 	TxBytes          uint64 `json:"tx_bytes"`
 	BlockRead        uint64 `json:"block_read_bytes"`
 	BlockWrite       uint64 `json:"block_write_bytes"`
+	// AgentBytes is the resident memory of the guest's agent itself.
+	AgentBytes uint64 `json:"agent_bytes"`
 }
 
 // Attest asks for evidence. What is bound is tee.ChallengeBinding(Nonce), so

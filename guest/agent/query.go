@@ -38,7 +38,21 @@ func (a *Agent) stats(in wire.ContainerRef) (any, error) {
 	}
 	rx, tx := traffic("/sys/class/net")
 	return wire.Stats{CPUNanos: s.CPUNanos, MemoryBytes: s.MemoryBytes, MemoryLimitBytes: s.MemoryLimitBytes,
-		Pids: s.Pids, BlockRead: s.BlockRead, BlockWrite: s.BlockWrite, RxBytes: rx, TxBytes: tx}, nil
+		Pids: s.Pids, BlockRead: s.BlockRead, BlockWrite: s.BlockWrite, RxBytes: rx, TxBytes: tx, AgentBytes: resident()}, nil
+}
+
+// resident is this process's resident memory.
+func resident() uint64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	if f := strings.Fields(string(b)); len(f) > 1 {
+		if pages, err := strconv.ParseUint(f[1], 10, 64); err == nil {
+			return pages * uint64(os.Getpagesize())
+		}
+	}
+	return 0
 }
 
 // traffic sums the bytes of all interfaces but the loopback.
