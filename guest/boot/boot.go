@@ -34,11 +34,21 @@ func Run(steps []Step) error {
 	return nil
 }
 
-// Start boots: the table, and beside it the modules that the control channel
-// needs. Modules for disks and network are still being loaded when it returns, so
-// that this overlaps with what the host does; Modules.Ready waits for them, and a
-// failure there is Fatal. PID 1 calls Start once, first.
+// Start boots: the table and the modules that every guest needs. PID 1 calls it
+// once, first.
 func Start() (*Modules, error) {
+	modules, err := Begin()
+	if err != nil {
+		return nil, err
+	}
+	return modules, modules.Ready()
+}
+
+// Begin is Start without waiting for the modules of disks, network and overlays:
+// it returns when the control channel can be opened, so that the rest overlaps
+// with what the host does first. Before a disk is opened or the network set up,
+// Modules.Ready must be called; it waits. A failure meanwhile is Fatal.
+func Begin() (*Modules, error) {
 	if err := Run(early()); err != nil {
 		return nil, err
 	}

@@ -124,7 +124,7 @@ func (m *Modules) LoadAccelerated(flag string, names ...string) error {
 func (m *Modules) loadChannel() error { return m.Load("virtio_pci", "virtio_console") }
 
 // Ready loads what every guest needs next, for disks, network and overlays. After
-// Start that is under way already, and Ready waits for it.
+// Begin that is under way already, and Ready waits for it.
 func (m *Modules) Ready() error {
 	// SHA-256 first: dm-verity takes the best that is there when it opens a
 	// disk. Without instructions of its own the kernel's plain code is best.

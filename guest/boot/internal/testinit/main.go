@@ -32,7 +32,7 @@ func main() {
 	if mode == "off" {
 		boot.PowerOff()
 	}
-	modules, err := boot.Start()
+	modules, err := boot.Begin()
 	if err != nil {
 		boot.Fatal(err)
 	}
