@@ -20,9 +20,9 @@ func (s *Supervisor) boot(ctx context.Context) error {
 	if err := s.spec.check(); err != nil {
 		return err
 	}
-	id := s.group.Group.ID
+	id := s.container
 	var hello wire.HelloReply
-	if err := s.client.Call(ctx, wire.OpHello, wire.Hello{Version: wire.Version, Group: id, Time: time.Now().UnixNano()}, &hello); err != nil {
+	if err := s.client.Call(ctx, wire.OpHello, wire.Hello{Version: wire.Version, Group: s.group.Group.ID, Time: time.Now().UnixNano()}, &hello); err != nil {
 		return s.timedOut(ctx, doing("booting the guest", err))
 	}
 	if err := s.client.Call(ctx, wire.OpSetPolicy, wire.SetPolicy{Policy: s.policy}, nil); err != nil {

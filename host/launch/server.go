@@ -106,7 +106,7 @@ func (s *Supervisor) handle(ctx context.Context, c *client) {
 		result, err = s.wait(ctx)
 	case opStats:
 		var st wire.Stats
-		err = s.client.Call(call, wire.OpStats, wire.ContainerRef{Container: s.group.Group.ID}, &st)
+		err = s.client.Call(call, wire.OpStats, wire.ContainerRef{Container: s.container}, &st)
 		result = st
 	case opAttest:
 		result, err = s.attest(call, q.Nonce)
@@ -189,7 +189,7 @@ func (s *Supervisor) follow(ctx context.Context, c *client) {
 }
 
 func (s *Supervisor) signal(ctx context.Context, sig int) error {
-	return s.client.Call(ctx, wire.OpSignal, wire.Signal{Container: s.group.Group.ID, Signal: sig}, nil)
+	return s.client.Call(ctx, wire.OpSignal, wire.Signal{Container: s.container, Signal: sig}, nil)
 }
 
 // stop asks the container to end, then kills it, then the machine: the policy
@@ -242,7 +242,7 @@ func (s *Supervisor) resize(ctx context.Context, p *process, z size) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	if err := s.client.Call(ctx, wire.OpResize, wire.Resize{Container: s.group.Group.ID, Process: p.name, Cols: z.Cols, Rows: z.Rows}, nil); err != nil {
+	if err := s.client.Call(ctx, wire.OpResize, wire.Resize{Container: s.container, Process: p.name, Cols: z.Cols, Rows: z.Rows}, nil); err != nil {
 		s.log.Debug("resizing", slog.Any("error", err))
 	}
 }
@@ -294,7 +294,7 @@ func (s *Supervisor) startExec(ctx context.Context, in *Program) (*process, erro
 	if err == nil {
 		call, cancel := context.WithTimeoutCause(ctx, callTime, errors.New("the guest does not answer"))
 		defer cancel()
-		err = s.client.Call(call, wire.OpExec, wire.Exec{Container: s.group.Group.ID, Process: p.name, Args: in.Args,
+		err = s.client.Call(call, wire.OpExec, wire.Exec{Container: s.container, Process: p.name, Args: in.Args,
 			Env: append(s.spec.Container.Env[:len(s.spec.Container.Env):len(s.spec.Container.Env)], in.Env...),
 			Cwd: in.Cwd, User: in.User, Stdio: p.stdio,
 			NoNewPrivileges: s.spec.Container.NoNewPrivileges, Capabilities: s.spec.Container.Capabilities}, nil)

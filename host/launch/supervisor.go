@@ -5,6 +5,7 @@ package launch
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,6 +48,8 @@ type Supervisor struct {
 	spec   *Spec
 	policy []byte
 	log    *slog.Logger
+	// container is the one container's name in the guest.
+	container string
 	// start starts the machine; tests put a fake guest here.
 	start func(*Spec, string, [32]byte) (*machine, error)
 
@@ -75,7 +78,7 @@ func NewSupervisor(group *state.Handle, log *slog.Logger) (*Supervisor, error) {
 		return nil, fmt.Errorf("reading policy: %w", err)
 	}
 	return &Supervisor{dir: dir, group: group, spec: spec, policy: policy, log: log,
-		start: startQEMU, procs: map[string]*process{}}, nil
+		container: containerID(group.Group.ID), start: startQEMU, procs: map[string]*process{}}, nil
 }
 
 // Run starts the group, calls ready once its container runs or cannot, and
@@ -293,7 +296,7 @@ func (s *Supervisor) event(e wire.Event, body json.RawMessage) {
 	switch e {
 	case wire.EventExit:
 		var x wire.Exit
-		if wire.Decode(body, &x) != nil || x.Container != s.group.Group.ID {
+		if wire.Decode(body, &x) != nil || x.Container != s.container {
 			return
 		}
 		s.mu.Lock()
@@ -347,6 +350,12 @@ func startQEMU(s *Spec, dir string, hostData [32]byte) (*machine, error) {
 		return nil, err
 	}
 	return &machine{control: p.Control, console: p.Console, sev: p.SEV, done: p.Done(), err: p.Err, kill: p.Kill, pid: p.PID()}, nil
+}
+
+// containerID names the container of a group: guests want it to differ from the group's.
+func containerID(group string) string {
+	sum := sha256.Sum256([]byte("coffer container 1\n" + group))
+	return hex.EncodeToString(sum[:])
 }
 
 func closeAll(conns ...net.Conn) {
