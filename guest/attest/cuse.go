@@ -203,8 +203,10 @@ func (s *server) failure() error {
 // shows in nothing else.
 func (s *server) initialize(ctx context.Context) error {
 	path := filepath.Join(s.cfg.dir, deviceName)
-	if _, err := s.cfg.stat(path); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is there already (%v)", path, err)
+	if _, err := s.cfg.stat(path); err == nil {
+		return fmt.Errorf("%s is there already", path)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	buf := make([]byte, maxRequestSize)
 	n, err := s.read(buf)

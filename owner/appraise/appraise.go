@@ -70,6 +70,7 @@ var (
 // Status is the outcome of one check.
 type Status string
 
+// Outcomes of a check.
 const (
 	Passed  Status = "passed"
 	Failed  Status = "failed"

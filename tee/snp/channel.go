@@ -42,6 +42,7 @@ const (
 // MSG_REPORT_RSP and MSG_KEY_RSP).
 type Status uint32
 
+// Values of Status.
 const (
 	StatusOK               Status = 0
 	StatusInvalidParameter Status = 0x16

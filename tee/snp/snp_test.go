@@ -398,7 +398,11 @@ func TestChannelReply(t *testing.T) {
 		}
 		for cut := range len(f) {
 			_, err := ReadChannelReply(bytes.NewReader(f[:cut]))
-			if cut == 0 && err != io.EOF || cut > 0 && err != io.ErrUnexpectedEOF {
+			want := io.ErrUnexpectedEOF
+			if cut == 0 {
+				want = io.EOF
+			}
+			if !errors.Is(err, want) {
 				t.Fatalf("ReadChannelReply of %d of %d bytes = %v", cut, len(f), err)
 			}
 		}

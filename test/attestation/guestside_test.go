@@ -199,7 +199,7 @@ func killedWhileWaiting(port *os.File) error {
 		case err := <-ended:
 			var exit *exec.ExitError
 			if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-				return fmt.Errorf("killed process ended with %v", err)
+				return fmt.Errorf("killed process ended otherwise: %w", err)
 			}
 			return nil
 		case <-time.After(time.Minute):
@@ -270,8 +270,18 @@ func hangingProcess() error {
 	if err != nil {
 		return err
 	}
-	_, err = client.GetRawReport(d, guestBinding())
-	return fmt.Errorf("the call returned: %v", err)
+	report, err := plainReport(d, guestBinding(), 0)
+	return errors.Join(fmt.Errorf("the call returned %d bytes", len(report)), err)
+}
+
+// plainReport asks for a report only.
+func plainReport(d client.Device, data [64]byte, vmpl int) ([]byte, error) {
+	return client.GetRawReportAtVmpl(d, data, vmpl) //nolint:staticcheck // the plain ioctl, which quote providers do not use
+}
+
+// extendedReport asks for a report with certificates.
+func extendedReport(d client.Device, data [64]byte) (report, certs []byte, err error) {
+	return client.GetRawExtendedReport(d, data) //nolint:staticcheck // without the entry that quote providers add
 }
 
 // userProcess is a program written for the hardware.
@@ -294,11 +304,11 @@ func userProcess() error {
 	if err != nil {
 		return err
 	}
-	plain, err := client.GetRawReport(d, guestBinding())
+	plain, err := plainReport(d, guestBinding(), 0)
 	if err != nil {
 		return fmt.Errorf("plain report: %w", err)
 	}
-	report, certs, err := client.GetRawExtendedReport(d, guestBinding())
+	report, certs, err := extendedReport(d, guestBinding())
 	if err != nil {
 		return fmt.Errorf("extended report: %w", err)
 	}
@@ -329,7 +339,7 @@ func sendRaw(report, certs []byte) error {
 
 // refusals asks for what the device does not give.
 func refusals(d *client.LinuxDevice) error {
-	if _, err := client.GetRawReportAtVmpl(d, guestBinding(), 4); err == nil || !strings.Contains(err.Error(), "invalid parameters") {
+	if _, err := plainReport(d, guestBinding(), 4); err == nil || !strings.Contains(err.Error(), "invalid parameters") {
 		return fmt.Errorf("report at VMPL 4: %v", err)
 	}
 	key := &linuxabi.SnpDerivedKeyRespABI{}
@@ -368,7 +378,7 @@ func manyAtOnce() error {
 				return
 			}
 			want := [64]byte{byte(i), 63: byte(i)}
-			raw, err := client.GetRawReport(d, want)
+			raw, err := plainReport(d, want, 0)
 			if err == nil && !bytes.Equal(raw[0x50:0x90], want[:]) {
 				err = errors.New("somebody else's report")
 			}
