@@ -9,6 +9,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"runtime/debug"
 
@@ -49,7 +50,9 @@ func main() {
 
 func run(ctx context.Context) error {
 	debug.SetMemoryLimit(memoryLimit)
-	modules, err := boot.Start()
+	// What the host does first overlaps with loading the modules that disks and
+	// network need; both wait for them.
+	modules, err := boot.Begin()
 	if err != nil {
 		return err
 	}
@@ -72,9 +75,14 @@ func run(ctx context.Context) error {
 		Version:  version,
 		Attester: processor,
 		Kind:     processor.Kind(),
-		Disks:    volume.New(volume.Config{Run: reaper.Run, LoadModules: modules.Load}),
+		Disks:    disks{volume.New(volume.Config{Run: reaper.Run, LoadModules: modules.Load}), modules},
 		Runtime:  runtime{containers, device},
-		Network:  network.Configure,
+		Network: func(n wire.Network, dir string) error {
+			if err := modules.Ready(); err != nil {
+				return err
+			}
+			return network.Configure(n, dir)
+		},
 		Groups:   "/run/gcs/c", Layers: "/run/mounts/scsi", NetworkFiles: "/run/coffer/network",
 		Devices: []string{sevDevice},
 		Fatal:   boot.Fatal,
@@ -132,6 +140,26 @@ func serveDevice(ctx context.Context, modules *boot.Modules, p *attest.Processor
 	}
 	err = attest.ServeDevice(ctx, cuse, attest.DeviceConfig{Mode: 0o666, Ready: func(attest.Device) { close(ready) }}, p)
 	return fmt.Errorf("serving %s: %w", sevDevice, err)
+}
+
+// disks waits for the modules before the first disk is opened.
+type disks struct {
+	*volume.Disks
+	modules *boot.Modules
+}
+
+func (d disks) OpenLayer(ctx context.Context, device int, root [32]byte, dataBlocks int64, target string) (io.Closer, error) {
+	if err := d.modules.Ready(); err != nil {
+		return nil, err
+	}
+	return d.Disks.OpenLayer(ctx, device, root, dataBlocks, target)
+}
+
+func (d disks) Scratch(ctx context.Context, disk bool, size int64, target string) error {
+	if err := d.modules.Ready(); err != nil {
+		return err
+	}
+	return d.Disks.Scratch(ctx, disk, size, target)
 }
 
 // runtime gives container.Runtime the agent's interface.
