@@ -105,6 +105,9 @@ func (a *app) stopCommand() *cobra.Command {
 				if g.Status != state.Exited {
 					_, err := launch.Stop(c.Context(), d.Path(g.ID), time.Duration(seconds*float64(time.Second)))
 					if err != nil && !errors.Is(err, launch.ErrNotRunning) {
+						return groupError(err)
+					}
+					if err := d.AwaitEnd(c.Context(), g.ID); err != nil {
 						return err
 					}
 				}
@@ -169,6 +172,9 @@ func (a *app) waitCommand() *cobra.Command {
 						return err
 					}
 					code = e.Status
+					if err := d.AwaitEnd(c.Context(), g.ID); err != nil {
+						return err
+					}
 				}
 				_, err := fmt.Fprintln(a.stdout, code)
 				return err

@@ -52,7 +52,9 @@ func failure(err error) *Failure {
 	case wire.CodeDenied:
 		f.Denied = true
 		if d := w.Denial; d != nil {
-			f.Text = "denied by policy: " + printable(w.Text, maxText)
+			if !strings.Contains(f.Text, "denied by policy") {
+				f.Text = "denied by policy: " + f.Text
+			}
 			for _, line := range strings.Split(d.Explanation, "\n") {
 				if line = printable(strings.TrimRight(line, " \t"), maxText); line != "" && len(f.Hints) < 64 {
 					f.Hints = append(f.Hints, line)

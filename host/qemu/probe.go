@@ -33,7 +33,7 @@ const probeTime = 6 * time.Second
 // ProbeKVM boots kernel under KVM until it looks for its root file system. A
 // device file proves little: nested or emulated, KVM may exist and hang at the
 // first page fault, or run small code and no real kernel. The answer is kept in
-// file until the machine is booted again or QEMU or kernel change; progress,
+// file until the machine is booted again or QEMU changes; progress,
 // if not nil, is told before a probe that takes time.
 func ProbeKVM(ctx context.Context, binary, kernel, file string, progress func(string)) (Probe, error) {
 	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err != nil {
@@ -47,7 +47,7 @@ func ProbeKVM(ctx context.Context, binary, kernel, file string, progress func(st
 	} else if err := f.Close(); err != nil {
 		return Probe{}, fmt.Errorf("probing KVM: %w", err)
 	}
-	key, err := probeKey(binary, kernel)
+	key, err := probeKey(binary)
 	if err != nil {
 		return Probe{}, err
 	}
@@ -95,20 +95,17 @@ func probe(ctx context.Context, binary, kernel string) (Probe, error) {
 	return Probe{Reason: "a guest under KVM ended before it had booted"}, nil
 }
 
-func probeKey(binary, kernel string) (string, error) {
+func probeKey(binary string) (string, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return "", fmt.Errorf("probing KVM: %w", err)
 	}
 	key := string(bytes.TrimSpace(boot))
-	for _, name := range []string{binary, kernel} {
-		st, err := os.Stat(name)
-		if err != nil {
-			return "", fmt.Errorf("probing KVM: %w", err)
-		}
-		key += fmt.Sprintf(" %s %d %d", name, st.Size(), st.ModTime().UnixNano())
+	st, err := os.Stat(binary)
+	if err != nil {
+		return "", fmt.Errorf("probing KVM: %w", err)
 	}
-	return key, nil
+	return fmt.Sprintf("%s %s %d %d", key, binary, st.Size(), st.ModTime().UnixNano()), nil
 }
 
 // keep writes the answer as a whole or not at all.
