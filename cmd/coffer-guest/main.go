@@ -83,7 +83,7 @@ func run(ctx context.Context) error {
 			}
 			return network.Configure(n, dir)
 		},
-		Groups:   "/run/gcs/c", Layers: "/run/mounts/scsi", NetworkFiles: "/run/coffer/network",
+		Groups: "/run/gcs/c", Layers: "/run/mounts/scsi", NetworkFiles: "/run/coffer/network",
 		Devices: []string{sevDevice},
 		Fatal:   boot.Fatal,
 	}, server)
