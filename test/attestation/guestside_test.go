@@ -340,19 +340,19 @@ func sendRaw(report, certs []byte) error {
 // refusals asks for what the device does not give.
 func refusals(d *client.LinuxDevice) error {
 	if _, err := plainReport(d, guestBinding(), 4); err == nil || !strings.Contains(err.Error(), "invalid parameters") {
-		return fmt.Errorf("report at VMPL 4: %v", err)
+		return errors.Join(errors.New("report at VMPL 4"), err)
 	}
 	key := &linuxabi.SnpDerivedKeyRespABI{}
 	_, err := d.Ioctl(linuxabi.IocSnpGetDerivedKey, &linuxabi.SnpUserGuestRequest{ReqData: &linuxabi.SnpDerivedKeyReqABI{}, RespData: key})
 	if err == nil || !strings.Contains(err.Error(), "0x27") || key.Data != [32]byte{} {
-		return fmt.Errorf("derived key: %v", err)
+		return errors.Join(errors.New("derived key"), err)
 	}
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	if _, err := f.Write([]byte("x")); !errors.Is(err, unix.ENOSYS) {
-		return fmt.Errorf("writing to the device: %v", err)
+		return errors.Join(errors.New("writing to the device"), err)
 	}
 	for _, tt := range []struct {
 		command uint
