@@ -360,7 +360,7 @@ func refusals(d *client.LinuxDevice) error {
 		want    error
 	}{{0xC0205303, 0, unix.EFAULT}, {0xC0205300, 0, unix.EFAULT}, {0xC0205300, 1 << 40, unix.EFAULT}} {
 		if err := unix.IoctlSetInt(int(f.Fd()), tt.command, tt.arg); !errors.Is(err, tt.want) {
-			return fmt.Errorf("ioctl %#x on %#x: %v, want %v", tt.command, tt.arg, err, tt.want)
+			return errors.Join(fmt.Errorf("ioctl %#x on %#x, want %w, got", tt.command, tt.arg, tt.want), err)
 		}
 	}
 	return f.Close()
@@ -398,7 +398,7 @@ func ownDriver() error {
 	}
 	_, err = p.Attest(context.Background(), guestBinding())
 	if !errors.Is(err, attest.ErrAnswer) || !strings.Contains(err.Error(), "family 0x7f on sev-snp") {
-		return fmt.Errorf("evidence of hardware from an emulated device: %v", err)
+		return errors.Join(errors.New("evidence of hardware from an emulated device"), err)
 	}
 	return p.Close()
 }
