@@ -160,7 +160,7 @@ func (d *Disks) format(ctx context.Context, node string, sectors int64, target s
 	if err := zero(node, sectors*sectorSize-zeroed, zeroed); err != nil {
 		return err
 	}
-	_, err := d.cfg.Run(ctx, d.cfg.Mke2fs, []string{"-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0",
+	_, err := d.cfg.Run(ctx, d.cfg.Mke2fs, []string{"-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-i", "32768",
 		"-O", "^has_journal,^resize_inode,^sparse_super,sparse_super2",
 		"-E", "num_backup_sb=0,lazy_itable_init=0,nodiscard,root_owner=0:0", node}, nil)
 	if err != nil {

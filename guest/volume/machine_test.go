@@ -34,7 +34,7 @@ type lab struct {
 
 // newLab builds the machine's programs. It skips the test where something is
 // missing that make test would bring.
-func newLab(t *testing.T) *lab {
+func newLab(t testing.TB) *lab {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts virtual machines")
@@ -63,7 +63,7 @@ func fromEnv(name, otherwise string) string {
 	return otherwise
 }
 
-func content(t *testing.T, path string) []byte {
+func content(t testing.TB, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -72,7 +72,7 @@ func content(t *testing.T, path string) []byte {
 	return b
 }
 
-func build(t *testing.T, pkg string) string {
+func build(t testing.TB, pkg string) string {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), filepath.Base(pkg))
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
@@ -84,7 +84,7 @@ func build(t *testing.T, pkg string) string {
 }
 
 // addModules adds modules, those they need, and the list that guest/boot reads.
-func (l *lab) addModules(t *testing.T, dir string, names ...string) {
+func (l *lab) addModules(t testing.TB, dir string, names ...string) {
 	t.Helper()
 	paths := make(map[string]string)
 	err := filepath.WalkDir(filepath.Join(dir, "lib/modules"), func(path string, d fs.DirEntry, err error) error {
@@ -130,7 +130,7 @@ func (l *lab) addModules(t *testing.T, dir string, names ...string) {
 }
 
 // addMke2fs adds what scripts/fetch-e2fs made.
-func (l *lab) addMke2fs(t *testing.T) {
+func (l *lab) addMke2fs(t testing.TB) {
 	t.Helper()
 	dir := fromEnv("COFFER_E2FS_DIR", "../../build/cache/e2fs")
 	if _, err := os.Stat(filepath.Join(dir, "sbin/mke2fs")); err != nil {
@@ -150,7 +150,7 @@ func (l *lab) addMke2fs(t *testing.T) {
 }
 
 // initrd writes the archive with one more file.
-func (l *lab) initrd(t *testing.T, scenario any) string {
+func (l *lab) initrd(t testing.TB, scenario any) string {
 	t.Helper()
 	text, err := json.Marshal(scenario)
 	if err != nil {
@@ -207,7 +207,7 @@ type machine struct {
 	lines   []string
 }
 
-func (l *lab) start(t *testing.T, scenario any, drives []drive) *machine {
+func (l *lab) start(t testing.TB, scenario any, drives []drive) *machine {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	t.Cleanup(cancel)
@@ -262,7 +262,7 @@ func (m *machine) until(stop string) bool {
 }
 
 // say writes a line to the guest's console.
-func (m *machine) say(t *testing.T, line string) {
+func (m *machine) say(t testing.TB, line string) {
 	t.Helper()
 	if _, err := io.WriteString(m.stdin, line+"\n"); err != nil {
 		t.Fatal(err)
@@ -270,7 +270,7 @@ func (m *machine) say(t *testing.T, line string) {
 }
 
 // report reads to the machine's end and holds the checks to be these, all passed.
-func (m *machine) report(t *testing.T, want ...string) {
+func (m *machine) report(t testing.TB, want ...string) {
 	t.Helper()
 	m.until("")
 	var passed []string

@@ -28,7 +28,7 @@ type scenario struct {
 }
 
 // layer converts a tar to a layer image.
-func (l *lab) layer(t *testing.T, device int, entries []tar.Header, bodies map[string]string) (layerInfo, drive) {
+func (l *lab) layer(t testing.TB, device int, entries []tar.Header, bodies map[string]string) (layerInfo, drive) {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -69,7 +69,7 @@ func (l *lab) layer(t *testing.T, device int, entries []tar.Header, bodies map[s
 // big is a file of 1 MiB, which no tree of one block covers.
 var big = strings.Repeat("0123456789abcdef", 1<<16)
 
-func (l *lab) bottom(t *testing.T, device int) (layerInfo, drive) {
+func (l *lab) bottom(t testing.TB, device int) (layerInfo, drive) {
 	return l.layer(t, device, []tar.Header{
 		{Name: "bin/", Typeflag: tar.TypeDir}, {Name: "bin/tool", Mode: 0o4755},
 		{Name: "dev/", Typeflag: tar.TypeDir}, {Name: "dev/null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3, Mode: 0o666},
@@ -81,7 +81,7 @@ func (l *lab) bottom(t *testing.T, device int) (layerInfo, drive) {
 	}, map[string]string{"bin/tool": "tool", "etc/name": "bottom\n", "gone": "x", "again": "x", "big": big})
 }
 
-func (l *lab) stack(t *testing.T) ([]layerInfo, []drive) {
+func (l *lab) stack(t testing.TB) ([]layerInfo, []drive) {
 	t.Helper()
 	var infos []layerInfo
 	var drives []drive
@@ -97,7 +97,7 @@ func (l *lab) stack(t *testing.T) ([]layerInfo, []drive) {
 }
 
 // change rewrites a file.
-func change(t *testing.T, path string, f func([]byte) []byte) {
+func change(t testing.TB, path string, f func([]byte) []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, f(content(t, path)), 0o600); err != nil {
 		t.Fatal(err)

@@ -299,38 +299,3 @@ func (g *guest) fatal() error {
 	}
 	return holds(layerDir(0)+"/big", strings.Repeat("0123456789abcdef", 1<<16))
 }
-
-// speed reads layer 0 through the file system and from the raw disk.
-func (g *guest) speed() error {
-	if err := g.open(0); err != nil {
-		return err
-	}
-	const n = 5
-	for range n {
-		raw, err := readTime("/dev/vda")
-		if err != nil {
-			return err
-		}
-		verified, err := readTime(layerDir(0) + "/big")
-		if err != nil {
-			return err
-		}
-		fmt.Printf("INFO raw %.0f MB/s, verified %.0f MB/s, ratio %.2f\n", raw, verified, verified/raw)
-	}
-	return nil
-}
-
-// readTime is in MB/s.
-func readTime(path string) (float64, error) {
-	if err := dropCaches(); err != nil {
-		return 0, err
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	began := time.Now()
-	n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{f}, make([]byte, 1<<20))
-	return float64(n) / 1e6 / time.Since(began).Seconds(), err
-}
