@@ -89,6 +89,10 @@ protected, and everything that comes out of it says so.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          usage(cobra.NoArgs),
+		PersistentPreRunE: func(*cobra.Command, []string) (err error) {
+			a.root, err = filepath.Abs(a.root) // supervisors run elsewhere
+			return err
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return cmd.Help()
 		},
