@@ -8,10 +8,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime/debug"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coffer-dev/coffer/guest/agent"
 	"github.com/coffer-dev/coffer/guest/attest"
@@ -93,7 +96,8 @@ func run(ctx context.Context) error {
 // openTEE finds the secure processor.
 func openTEE(modules *boot.Modules) (*attest.Processor, error) {
 	if modules.Has("sev_guest") {
-		if err := modules.Load("sev_guest"); err != nil {
+		// On a machine that is no SEV-SNP guest the driver finds no device.
+		if err := modules.Load("sev_guest"); err != nil && !errors.Is(err, unix.ENODEV) {
 			return nil, err
 		}
 	}
