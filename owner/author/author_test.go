@@ -303,7 +303,8 @@ func TestUsers(t *testing.T) {
 		want   bool
 	}{
 		{"", id("0", "root"), []policy.IDName{id("0", "root")}, true},
-		{"", id("1000", ""), nil, true},
+		{"", id("0", "root"), nil, true},
+		{"", id("1000", ""), nil, false},
 		{"1000", id("1000", "web"), []policy.IDName{id("5", "x"), id("6", "")}, true},
 		{"1000", id("1001", "1000"), nil, false},
 		{"01000", id("1000", ""), nil, true},

@@ -152,13 +152,11 @@ func anyUser() object {
 
 // userObject allows exactly the user that the guest finds for USER or USER:GROUP: a number by its ID, a name by its
 // name in the image's own files. Without a group the memberships that those files give are allowed, whatever they are.
-// Without a user any is, as Azure's tools write it.
+// Without a user it is root, which is what the guest then runs it as. (Azure's tools write that any user may be
+// asked for; the host could then choose one.)
 func userObject(user string) (object, error) {
 	o := anyUser()
 	name, group, hasGroup := strings.Cut(user, ":")
-	if user == "" {
-		return o, nil
-	}
 	rule, err := idRule(name)
 	if err != nil {
 		return nil, fmt.Errorf("user %q: %w", user, err)
