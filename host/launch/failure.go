@@ -56,7 +56,7 @@ func failure(err error) *Failure {
 				f.Text = "denied by policy: " + f.Text
 			}
 			for _, line := range strings.Split(d.Explanation, "\n") {
-				if line = printable(strings.TrimRight(line, " \t"), maxText); line != "" && len(f.Hints) < 64 {
+				if line = printable(strings.TrimRight(line, " \t"), maxText); line != "" && len(f.Hints) < 64 && !strings.Contains(f.Text, line) {
 					f.Hints = append(f.Hints, line)
 				}
 			}
