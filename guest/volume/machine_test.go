@@ -211,15 +211,18 @@ func (l *lab) start(t testing.TB, scenario any, drives []drive) *machine {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	t.Cleanup(cancel)
-	args := []string{"-machine", "pc,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "768", "-nodefaults", "-no-user-config",
-		"-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", l.kernel, "-initrd", l.initrd(t, scenario),
+	// As host/qemu starts the emulated TEE. qboot looks at no disk.
+	args := []string{"-machine", "q35,hpet=off,vmport=off,smm=off", "-accel", "tcg,thread=multi",
+		"-cpu", "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand,+aes,+pclmulqdq,+movbe,+fsgsbase,-svm", "-smp", "2", "-m", "768",
+		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot", "-bios", "qboot.rom",
+		"-kernel", l.kernel, "-initrd", l.initrd(t, scenario),
 		"-append", "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic"}
 	for i, d := range drives {
 		readonly := "on"
 		if d.writable {
 			readonly = "off"
 		}
-		// Eight to a slot; slots 0 to 2 are taken or kept free.
+		// Eight to a slot.
 		args = append(args, "-drive", fmt.Sprintf("if=none,id=d%d,format=raw,file=%s,readonly=%s", i, d.path, readonly),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=d%d,serial=%s,addr=%x.%x,multifunction=on", i, d.serial, 3+i/8, i%8))
 	}
