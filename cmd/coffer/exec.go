@@ -35,12 +35,17 @@ func (a *app) execCommand() *cobra.Command {
 			if p.Env, err = w.environment(); err != nil {
 				return usageError(c, err)
 			}
-			p.Args = args[1:]
+			if p.Args = args[1:]; p.Detach {
+				p.Stdin, p.Terminal = false, false
+			}
 			p.Cols, p.Rows = a.windowSize()
 			ctx := context.WithoutCancel(c.Context())
 			s, err := launch.Exec(c.Context(), d.Path(g.ID), p)
 			if err != nil {
 				return runError(err)
+			}
+			if p.Detach {
+				return s.Close()
 			}
 			exit, err := a.talk(ctx, s, conversation{dir: d.Path(g.ID), terminal: p.Terminal, stdin: p.Stdin})
 			return ended(exit, err)
@@ -49,6 +54,7 @@ func (a *app) execCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.SetInterspersed(false)
 	f.BoolVarP(&p.Stdin, "interactive", "i", false, "pass standard input on")
+	f.BoolVarP(&p.Detach, "detach", "d", false, "start it and do not wait")
 	f.BoolVarP(&p.Terminal, "tty", "t", false, "give the process a terminal")
 	f.StringArrayVarP(&w.env, "env", "e", nil, "set `NAME=VALUE` too")
 	f.StringVarP(&p.Cwd, "workdir", "w", "", "working `directory`")

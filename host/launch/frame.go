@@ -115,8 +115,10 @@ type Program struct {
 	User     string   `json:"user,omitempty"`
 	Terminal bool     `json:"terminal,omitempty"`
 	Stdin    bool     `json:"stdin,omitempty"`
-	Cols     uint16   `json:"cols,omitempty"`
-	Rows     uint16   `json:"rows,omitempty"`
+	// Detach: the process gets no standard files and nobody waits for it.
+	Detach bool   `json:"detach,omitempty"`
+	Cols   uint16 `json:"cols,omitempty"`
+	Rows   uint16 `json:"rows,omitempty"`
 }
 
 // reply is the supervisor's answer: an error, or the result.

@@ -264,11 +264,8 @@ func (s *Supervisor) attest(ctx context.Context, nonce []byte) (json.RawMessage,
 // exec starts one more process and streams it.
 func (s *Supervisor) exec(ctx context.Context, c *client, in *Program) {
 	p, err := s.startExec(ctx, in)
-	if !s.answer(c, nil, err) && err == nil {
-		return
-	}
-	if err != nil {
-		return
+	if !s.answer(c, nil, err) || in.Detach {
+		return // a client that has gone leaves its process, as docker's does
 	}
 	go func() { // ends with the process, at the latest with the session
 		select {
@@ -290,7 +287,10 @@ func (s *Supervisor) startExec(ctx context.Context, in *Program) (*process, erro
 	p := newProcess(fmt.Sprintf("exec-%d", s.execs), nil)
 	s.procs[p.name] = p
 	s.mu.Unlock()
-	err := p.open(s.client, in.Terminal, in.Stdin, size{in.Cols, in.Rows})
+	var err error
+	if !in.Detach {
+		err = p.open(s.client, in.Terminal, in.Stdin, size{in.Cols, in.Rows})
+	}
 	if err == nil {
 		call, cancel := context.WithTimeoutCause(ctx, callTime, errors.New("the guest does not answer"))
 		defer cancel()
