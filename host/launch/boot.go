@@ -51,6 +51,7 @@ func (s *Supervisor) startContainer(ctx context.Context, id string) error {
 	if err := s.init.open(s.client, c.Terminal, c.Stdin, size{c.Cols, c.Rows}); err != nil {
 		return fmt.Errorf("opening the container's streams: %w", err)
 	}
+	s.init.flow()
 	err := s.step(ctx, wire.OpCreateContainer, wire.CreateContainer{
 		Container: id, Args: c.Args, Env: c.Env, Cwd: c.Cwd, User: c.User, Stdio: s.init.stdio,
 		Mounts: c.Mounts, ReadOnlyRoot: c.ReadOnlyRoot, Privileged: c.Privileged, NoNewPrivileges: c.NoNewPrivileges,

@@ -43,11 +43,17 @@ func (c *client) sendJSON(k kind, v any) error {
 	return err
 }
 
+// output is one output stream of a process.
+type output struct {
+	kind kind
+	r    io.ReadCloser
+}
+
 // process is one process in the guest, as its clients see it.
 type process struct {
 	name  string // "" is init
 	stdio wire.Stdio
-	outs  []io.Closer    // output streams
+	outs  []output       // output streams, read once flow is called
 	input io.Closer      // the stream behind stdin; nil: none
 	stdin io.WriteCloser // nil: none, or ended; guarded by inMu once clients are served
 	log   *record        // nil: output is not kept
@@ -80,7 +86,7 @@ func (p *process) open(c *wire.Client, terminal, stdin bool, s size) error {
 		if stdin {
 			p.stdin, p.input = t, t
 		}
-		p.pump(kindStdout, t)
+		p.outs = append(p.outs, output{kindStdout, t})
 		return nil
 	}
 	if stdin {
@@ -99,15 +105,22 @@ func (p *process) open(c *wire.Client, terminal, stdin bool, s size) error {
 			return err
 		}
 		*f.id = out.StreamID()
-		p.pump(f.k, out)
+		p.outs = append(p.outs, output{f.k, out})
 	}
 	return nil
+}
+
+// flow starts to hand output on. Who is attached by then misses nothing; until
+// then the streams' windows hold it.
+func (p *process) flow() {
+	for _, o := range p.outs {
+		p.pump(o.kind, o.r)
+	}
 }
 
 // pump hands on one output stream until it ends. A client that does not read
 // holds the stream up, and with it its writer in the guest; nothing else.
 func (p *process) pump(k kind, r io.ReadCloser) {
-	p.outs = append(p.outs, r)
 	p.pumps.Go(func() {
 		defer r.Close()
 		stream := "stdout"
@@ -260,10 +273,11 @@ func (p *process) serve(c *client, resize func(size), stdin bool) error {
 
 // closeStreams ends the streams of a process that never was.
 func (p *process) closeStreams() {
-	for _, f := range append(p.outs, p.input) {
-		if f != nil {
-			_ = f.Close() // if it fails, the session has ended
-		}
+	for _, o := range p.outs {
+		_ = o.r.Close() // if it fails, the session has ended
+	}
+	if p.input != nil {
+		_ = p.input.Close()
 	}
 }
 

@@ -264,9 +264,14 @@ func (s *Supervisor) attest(ctx context.Context, nonce []byte) (json.RawMessage,
 // exec starts one more process and streams it.
 func (s *Supervisor) exec(ctx context.Context, c *client, in *Program) {
 	p, err := s.startExec(ctx, in)
-	if !s.answer(c, nil, err) || in.Detach {
-		return // a client that has gone leaves its process, as docker's does
+	if err != nil {
+		s.answer(c, nil, err)
+		return
 	}
+	// A client that has gone leaves its process, as docker's does.
+	there := s.answer(c, nil, nil)
+	p.attach(c)
+	p.flow()
 	go func() { // ends with the process, at the latest with the session
 		select {
 		case <-p.exited:
@@ -275,7 +280,10 @@ func (s *Supervisor) exec(ctx context.Context, c *client, in *Program) {
 		}
 		p.finish()
 	}()
-	s.stream(ctx, c, p, in.Stdin)
+	if there && !in.Detach {
+		s.stream(ctx, c, p, in.Stdin)
+	}
+	p.detach(c)
 }
 
 func (s *Supervisor) startExec(ctx context.Context, in *Program) (*process, error) {
