@@ -43,12 +43,13 @@ type record struct {
 	mu   sync.Mutex // guards the fields below
 	file *os.File
 	size int64
+	max  int64         // of one file
 	grew chan struct{} // closed and replaced when the log has grown
 	done bool
 }
 
 func newRecord(dir string) (*record, error) {
-	r := &record{name: filepath.Join(dir, logFile), grew: make(chan struct{})}
+	r := &record{max: maxLog, name: filepath.Join(dir, logFile), grew: make(chan struct{})}
 	f, err := os.OpenFile(r.name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening container log: %w", err)
@@ -81,7 +82,7 @@ func (r *record) write(stream string, b []byte) error {
 		}
 		b = b[n:]
 	}
-	if r.size+int64(out.Len()) > maxLog {
+	if r.size+int64(out.Len()) > r.max {
 		if err := r.rotate(); err != nil {
 			return err
 		}

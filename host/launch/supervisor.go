@@ -145,25 +145,14 @@ func (s *Supervisor) run(ctx context.Context, cancel context.CancelCauseFunc, fi
 func (s *Supervisor) live(ctx context.Context, cancel context.CancelCauseFunc, m *machine, first net.Conn, ready func(*Failure)) (Exit, error) {
 	wg := sync.WaitGroup{}
 	defer wg.Wait()
-	booting, booted := context.WithCancelCause(ctx)
-	defer booted(nil)
-	wg.Go(func() { // a machine that ends while it boots ends the boot
-		select {
-		case <-m.done:
-			booted(errEnded)
-		case <-s.client.Done():
-			booted(errEnded)
-		case <-booting.Done():
-		}
-	})
 	if first != nil {
 		c := &client{conn: first}
 		s.init.attach(c)
 		defer first.Close()
 		wg.Go(func() { s.serveFirst(c, func() { cancel(errGone) }) })
 	}
-	if err := s.boot(booting); err != nil {
-		err = s.explain(booting, err, m)
+	if err := s.boot(ctx); err != nil {
+		err = s.explain(ctx, err, m)
 		m.kill()
 		s.init.end(Exit{Status: failure(err).Status, Error: failure(err).Text})
 		closeAll(m.control)
@@ -248,47 +237,52 @@ func (s *Supervisor) watch(ctx context.Context, m *machine) Exit {
 	return Exit{Status: StatusFailed, Error: f.Text}
 }
 
-// explain finds the reason why the guest, or its boot, ended.
+// goodbyeTime is how long a guest that has ended its session may take to power off.
+const goodbyeTime = 5 * time.Second
+
+// explain finds the reason why the guest, or its boot, ended, and ends the machine.
 func (s *Supervisor) explain(ctx context.Context, err error, m *machine) error {
 	var w *wire.Error
-	if errors.As(err, &w) && w.Code != wire.CodeFatal {
+	var f *Failure
+	if errors.As(err, &f) || errors.As(err, &w) && w.Code != wire.CodeFatal {
 		return err
 	}
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, errEnded) && !errors.Is(cause, context.DeadlineExceeded) {
+	if cause := context.Cause(ctx); cause != nil {
 		return fmt.Errorf("starting group: %w", cause)
 	}
-	// The console is read to its end, which comes with QEMU's. A guest that has
-	// said goodbye powers off by itself in a moment.
-	timer := time.NewTimer(5 * time.Second)
-	defer timer.Stop()
-	if errors.Is(context.Cause(ctx), errEnded) || errors.Is(err, errEnded) || w != nil {
-		select {
-		case <-m.done:
-		case <-timer.C:
-		}
-	}
+	ended := w != nil || errors.Is(err, errEnded) || errors.Is(err, wire.ErrClosed)
+	byItself := ended && within(m.done, goodbyeTime)
 	m.kill()
-	<-s.console.done
-	if words := s.console.lastWords(); words != "" {
-		return &Failure{Text: words, Status: StatusFailed}
-	}
+	<-s.console.done // it is read to its end, which comes with QEMU's
 	s.mu.Lock()
 	fatal := s.fatal
 	s.mu.Unlock()
-	switch {
-	case w != nil:
+	switch words := s.console.lastWords(); {
+	case words != "":
+		return &Failure{Text: words, Status: StatusFailed}
+	case w != nil || !ended:
 		return err
 	case fatal != "":
 		return &Failure{Text: "the guest ended: " + fatal, Status: StatusFailed}
-	case errors.Is(context.Cause(ctx), context.DeadlineExceeded):
-		return &Failure{Text: fmt.Sprintf("the guest did not boot within %v", bootTime), Hints: s.console.hints(), Status: StatusFailed}
 	}
-	if qerr := m.err(); qerr != nil {
+	if qerr := m.err(); byItself && qerr != nil {
 		f := failure(qerr)
 		f.Hints = append(f.Hints, s.console.hints()...)
 		return f
 	}
 	return &Failure{Text: "the guest ended without a word", Hints: s.console.hints(), Status: StatusFailed}
+}
+
+// within reports whether done is closed before d has passed.
+func within(done <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
 }
 
 // event is called for each event of the guest, which may be a lie.
