@@ -161,7 +161,7 @@ func TestManyLayers(t *testing.T) {
 	l := newLab(t)
 	var infos []layerInfo
 	var drives []drive
-	for n := range 40 {
+	for n := range 200 {
 		name := "top"
 		if n > 0 {
 			name = fmt.Sprintf("file%d", n)

@@ -20,7 +20,7 @@ import (
 // fileBlocks is the size of the file that the test tampers with, in blocks of
 // 4096 bytes. Each begins with a mark that must never be seen on the disk.
 const (
-	fileBlocks = 4096
+	fileBlocks = 1024
 	mark       = "coffer plain text "
 	file       = "/run/scratch/file"
 )
@@ -84,7 +84,7 @@ func (g *guest) writeAndRead() error {
 
 // manyFiles does all that file systems do, in an order that is always the same.
 func (g *guest) manyFiles() error {
-	const n = 2000
+	const n = 400
 	r := rand.New(rand.NewPCG(1, 2))
 	dir := "/run/scratch/files"
 	for i := range n {
