@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -266,6 +267,10 @@ func (s *Supervisor) explain(ctx context.Context, err error, m *machine) error {
 		return &Failure{Text: "the guest ended: " + fatal, Status: StatusFailed}
 	}
 	if qerr := m.err(); byItself && qerr != nil {
+		if strings.Contains(qerr.Error(), "host forwarding rule") {
+			return &Failure{Text: "publishing a port: " + printable(qerr.Error(), maxText), Status: StatusFailed,
+				Hints: []string{"most likely the port is in use on this machine, or below 1024; `-p PORT` without a host port takes a free one"}}
+		}
 		f := failure(qerr)
 		f.Hints = append(f.Hints, s.console.hints()...)
 		return f
