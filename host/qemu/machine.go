@@ -198,11 +198,19 @@ func (m *Machine) network(l launch) []string {
 // firstDiskSlot and the 26 PCI slots after it hold eight layer disks each.
 const firstDiskSlot = 4
 
+// vectorDisks is how many layer disks get interrupt vectors of their own: a CPU
+// has some 200, a disk takes two or more. With more disks they share lines.
+const vectorDisks = 32
+
 func (m *Machine) disks(l launch) []string {
 	var args []string
+	props := ""
+	if len(m.Layers) > vectorDisks {
+		props = ",num-queues=1,vectors=0"
+	}
 	disk := func(name, file, addr string, readOnly bool) {
 		args = append(args, "-blockdev", blockdev(name, file, readOnly),
-			"-device", virtio(l, "virtio-blk-pci", "drive="+name+",serial="+name+",addr="+addr))
+			"-device", virtio(l, "virtio-blk-pci", "drive="+name+",serial="+name+props+",addr="+addr))
 	}
 	if m.Scratch != "" {
 		disk("scratch", m.Scratch, "3.0", false)
