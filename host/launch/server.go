@@ -11,6 +11,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -303,7 +305,7 @@ func (s *Supervisor) startExec(ctx context.Context, in *Program) (*process, erro
 		call, cancel := context.WithTimeoutCause(ctx, callTime, errors.New("the guest does not answer"))
 		defer cancel()
 		err = s.client.Call(call, wire.OpExec, wire.Exec{Container: s.container, Process: p.name, Args: in.Args,
-			Env: append(s.spec.Container.Env[:len(s.spec.Container.Env):len(s.spec.Container.Env)], in.Env...),
+			Env: execEnv(s.spec.Container.Env, in.Env, in.Terminal),
 			Cwd: in.Cwd, User: in.User, Stdio: p.stdio,
 			NoNewPrivileges: s.spec.Container.NoNewPrivileges, Capabilities: s.spec.Container.Capabilities}, nil)
 	}
@@ -315,6 +317,29 @@ func (s *Supervisor) startExec(ctx context.Context, in *Program) (*process, erro
 		return nil, doing("starting the process", err)
 	}
 	return p, nil
+}
+
+// execEnv is the container's environment with a process's own variables in
+// place of those of the same name, and TERM for a terminal, as docker's.
+func execEnv(base, own []string, terminal bool) []string {
+	out := slices.Clone(base)
+	set := func(v string, replace bool) {
+		name, _, _ := strings.Cut(v, "=")
+		i := slices.IndexFunc(out, func(o string) bool { return strings.HasPrefix(o, name+"=") })
+		switch {
+		case i < 0:
+			out = append(out, v)
+		case replace:
+			out[i] = v
+		}
+	}
+	for _, v := range own {
+		set(v, true)
+	}
+	if terminal {
+		set("TERM=xterm", false)
+	}
+	return out
 }
 
 func parseSize(b []byte) (size, bool) {
