@@ -92,6 +92,9 @@ func (a *app) attachCommand() *cobra.Command {
 			}
 			exit, err := a.talk(context.WithoutCancel(c.Context()), s,
 				conversation{dir: d.Path(g.ID), terminal: g.Terminal, stdin: !noStdin, signals: true})
+			if err == nil {
+				err = d.AwaitEnd(context.WithoutCancel(c.Context()), g.ID) // the next command sees it ended
+			}
 			return ended(exit, err)
 		},
 	}
