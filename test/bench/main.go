@@ -8,6 +8,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -19,6 +20,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/cavaliergopher/cpio"
 
 	"github.com/coffer-dev/coffer/host/qemu"
 	"github.com/coffer-dev/coffer/layer"
@@ -35,6 +38,7 @@ type bench struct {
 	kernel string // unpacked kernel package
 	runc   string
 	rounds int
+	cpus   int
 	accel  string
 }
 
@@ -46,6 +50,7 @@ func main() {
 	flag.StringVar(&b.kernel, "kernel-dir", "build/cache/kernel", "unpacked kernel package")
 	flag.StringVar(&b.runc, "runc", "build/runc", "runc binary")
 	flag.IntVar(&b.rounds, "rounds", 7, "measurements of each kind")
+	flag.IntVar(&b.cpus, "cpus", 1, "vCPUs, as coffer chooses on this machine")
 	flag.StringVar(&b.accel, "accel", "tcg", "kvm or tcg: what coffer chooses on this machine")
 	flag.Parse()
 	if err := b.run(context.Background()); err != nil {
@@ -85,9 +90,29 @@ func (b *bench) buildGuest(ctx context.Context) error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("building the bench guest: %w: %s", err, out)
 	}
-	_, err := guestimage.Build(ctx, guestimage.Config{KernelDir: b.kernel, Agent: agent, Runc: b.runc,
-		Firmware: filepath.Join(b.guest, guestimage.FirmwareFile), Out: filepath.Join(b.dir, "guest")})
-	return err
+	if _, err := guestimage.Build(ctx, guestimage.Config{KernelDir: b.kernel, Agent: agent, Runc: b.runc,
+		Firmware: filepath.Join(b.guest, guestimage.FirmwareFile), Out: filepath.Join(b.dir, "guest")}); err != nil {
+		return err
+	}
+	return b.floorInitrd(agent)
+}
+
+// floorInitrd holds nothing but the init that powers off.
+func (b *bench) floorInitrd(init string) error {
+	program, err := os.ReadFile(init)
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(b.benchGuest("floor.img"))
+	if err != nil {
+		return err
+	}
+	w := cpio.NewWriter(f)
+	if err := w.WriteHeader(&cpio.Header{Name: "init", Mode: cpio.TypeReg | 0o755, Size: int64(len(program)), Links: 1}); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	_, err = w.Write(program)
+	return errors.Join(err, w.Close(), f.Close())
 }
 
 func (b *bench) sizes(context.Context) error {
@@ -113,7 +138,7 @@ func (b *bench) machine(words string, layers ...string) (*qemu.Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &qemu.Machine{Binary: binary, TEE: qemu.Emulated{}, Accel: b.accel, CPUs: 2, Memory: 1 << 30,
+	return &qemu.Machine{Binary: binary, TEE: qemu.Emulated{}, Accel: b.accel, CPUs: b.cpus, Memory: 2 << 30, // what coffer chooses without KVM
 		Firmware: b.benchGuest(guestimage.FirmwareFile), Kernel: b.benchGuest(guestimage.KernelFile),
 		Initrd: b.benchGuest(guestimage.InitrdFile), Append: ref.Append + " " + words, Layers: layers}, nil
 }
@@ -161,6 +186,7 @@ func (b *bench) coldStart(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		m.Initrd = b.benchGuest("floor.img")
 		_, took, err := b.boot(m)
 		if err != nil {
 			return err
