@@ -31,7 +31,7 @@ func required() []string {
 // optional returns the modules that the guest loads if it has them: the CPU's own
 // instructions, hardware that not every kernel knows.
 func optional() []string {
-	return []string{"sha256_ssse3", "aesni_intel", "sev_guest", "vmw_vsock_virtio_transport"}
+	return []string{"sha256_ssse3", "aesni_intel", "sev_guest"}
 }
 
 // modules is what a kernel package offers.
