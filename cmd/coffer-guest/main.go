@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -79,7 +80,7 @@ func run(ctx context.Context) error {
 		Attester: processor,
 		Kind:     processor.Kind(),
 		Disks:    disks{volume.New(volume.Config{Run: reaper.Run, LoadModules: modules.Load}), modules},
-		Runtime:  runtime{containers, device},
+		Runtime:  runtime{containers, device, sync.OnceValue(modules.Lock)},
 		Network: func(n wire.Network, dir string) error {
 			if err := modules.Ready(); err != nil {
 				return err
@@ -88,7 +89,10 @@ func run(ctx context.Context) error {
 		},
 		Groups: "/run/gcs/c", Layers: "/run/mounts/scsi", NetworkFiles: "/run/coffer/network",
 		Devices: []string{sevDevice},
-		Fatal:   boot.Fatal,
+		Fatal: func(err error) {
+			_ = server.Send(wire.EventFatal, wire.Fatal{Text: err.Error()}) // the console says it too
+			boot.Fatal(err)
+		},
 	}, server)
 	return server.Serve(ctx, a)
 }
@@ -170,10 +174,16 @@ func (d disks) Scratch(ctx context.Context, disk bool, size int64, target string
 type runtime struct {
 	*container.Runtime
 	device func(context.Context) error // waits for the containers' device
+	lock   func() error                // ends the loading of modules, for good
 }
 
 func (r runtime) Run(ctx context.Context, c *container.Config, bundle string, stdio container.Stdio) (agent.Process, error) {
-	if err := r.device(ctx); err != nil {
+	// Scratch is there by now, so that nothing needs a module any more.
+	err := r.device(ctx)
+	if err == nil {
+		err = r.lock()
+	}
+	if err != nil {
 		stdio.Close()
 		return nil, err
 	}
