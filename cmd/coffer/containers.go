@@ -148,11 +148,7 @@ func groupError(err error) error {
 	if !errors.As(err, &f) {
 		return err
 	}
-	out := error(errors.New(f.Text))
-	for i := len(f.Hints) - 1; i >= 0; i-- {
-		out = hint(out, f.Hints[i])
-	}
-	return out
+	return failed(f)
 }
 
 func (a *app) waitCommand() *cobra.Command {

@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
+
+	"github.com/coffer-dev/coffer/host/launch"
 )
 
 // statusError ends the program with a status. Without err nothing is printed.
@@ -33,6 +36,35 @@ type hinted struct {
 }
 
 func (e *hinted) Unwrap() error { return e.error }
+
+// explained is an error that takes several lines; the first is its own.
+type explained struct {
+	error
+	lines []string
+}
+
+func (e *explained) Unwrap() error { return e.error }
+
+// lines is an error as it is shown: one line, mostly.
+func lines(err error) []string {
+	var e *explained
+	if errors.As(err, &e) {
+		return e.lines
+	}
+	return []string{err.Error()}
+}
+
+// failed makes a supervisor's error one of the command line.
+func failed(f *launch.Failure) error {
+	err := errors.New(f.Text)
+	if len(f.Lines) > 0 {
+		err = &explained{err, f.Lines}
+	}
+	for _, h := range slices.Backward(f.Hints) {
+		err = hint(err, h)
+	}
+	return err
+}
 
 // hint adds what to do about an error.
 func hint(err error, advice string) error { return &hinted{err, advice} }

@@ -67,7 +67,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if errors.As(err, &status) && status.err == nil {
 		return status.code
 	}
-	fmt.Fprintf(stderr, "coffer: error: %v\n", err)
+	fmt.Fprintf(stderr, "coffer: error: %s\n", strings.Join(lines(err), "\n"))
 	for _, h := range hints(err) {
 		fmt.Fprintf(stderr, "coffer: hint: %s\n", h)
 	}

@@ -106,11 +106,7 @@ func (a *app) runGroup(ctx context.Context, r *runFlags, reference string, args 
 func runError(err error) error {
 	var f *launch.Failure
 	if errors.As(err, &f) {
-		out := error(errors.New(f.Text))
-		for i := len(f.Hints) - 1; i >= 0; i-- {
-			out = hint(out, f.Hints[i])
-		}
-		return &statusError{f.Status, out}
+		return &statusError{f.Status, failed(f)}
 	}
 	var s *statusError
 	if errors.As(err, &s) {

@@ -69,7 +69,7 @@ func (s *Supervisor) startContainer(ctx context.Context, id string) error {
 // timedOut marks an error that is the boot's own deadline.
 func (s *Supervisor) timedOut(ctx context.Context, err error) error {
 	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
-		return &Failure{Text: fmt.Sprintf("the guest did not boot within %v", bootTime), Hints: s.console.hints(), Status: StatusFailed}
+		return (&Failure{Text: fmt.Sprintf("the guest did not boot within %v", bootTime), Status: StatusFailed}).withTail(s.console)
 	}
 	return err
 }

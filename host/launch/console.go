@@ -23,8 +23,9 @@ const (
 // console reads what the guest writes to its serial port: it keeps the
 // beginning on disk, the end in memory, and notices last words.
 type console struct {
-	file  *os.File
-	disks []Disk
+	file    *os.File
+	disks   []Disk
+	scratch bool // a scratch disk comes before them
 
 	mu       sync.Mutex // guards the fields below
 	kept     int
@@ -36,12 +37,12 @@ type console struct {
 	done     chan struct{}
 }
 
-func newConsole(name string, disks []Disk) (*console, error) {
+func newConsole(name string, disks []Disk, scratch bool) (*console, error) {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening console log: %w", err)
 	}
-	return &console{file: f, disks: disks, done: make(chan struct{})}, nil
+	return &console{file: f, disks: disks, scratch: scratch, done: make(chan struct{})}, nil
 }
 
 // read runs until r ends.
@@ -102,21 +103,30 @@ func (c *console) endLine() {
 		c.panicked = line[i+len("Kernel panic - not syncing: "):]
 	}
 	if c.corrupt == "" {
-		c.corrupt = corruption(line, c.disks)
+		c.corrupt = c.corruption(line)
 	}
 }
 
-// corruption recognises dm-verity's message, in which the minor number is the
-// position in which the guest opened the disk:
-// "device-mapper: verity: 254:1: data block 7 is corrupted".
-func corruption(line string, disks []Disk) string {
+// minors is how many minor numbers Linux gives each virtio disk.
+const minors = 16
+
+// corruption recognises dm-verity's message, which names the disk by its
+// numbers: "device-mapper: verity: 254:16: data block 7 is corrupted". The guest
+// numbers disks in the order of their slots, where a scratch disk is the first.
+func (c *console) corruption(line string) string {
 	m := regexp.MustCompile(`device-mapper: verity: \d{1,4}:(\d{1,4}): (data|metadata) block (\d{1,20}) is corrupted`).FindStringSubmatch(line)
 	if m == nil {
 		return ""
 	}
 	what := "a disk"
-	if n, err := strconv.Atoi(m[1]); err == nil && n < len(disks) {
-		what = fmt.Sprintf("layer %d (%s)", n, disks[n].Label)
+	if minor, err := strconv.Atoi(m[1]); err == nil {
+		n := minor / minors
+		if c.scratch {
+			n--
+		}
+		if n >= 0 && n < len(c.disks) {
+			what = fmt.Sprintf("layer %d (%s)", n, c.disks[n].Label)
+		}
 	}
 	return fmt.Sprintf("%s is corrupted: %s block %s does not match its root hash; the guest refused it and ended", what, m[2], m[3])
 }
@@ -136,16 +146,16 @@ func (c *console) lastWords() string {
 	return ""
 }
 
-// hints are the last lines, for a reader who has nothing else.
-func (c *console) hints() []string {
+// lastLines are for a reader who has nothing else.
+func (c *console) lastLines() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.tail) == 0 {
-		return []string{"the guest wrote nothing to its console"}
+		return []string{"  the guest wrote nothing to its console"}
 	}
-	out := []string{"the last lines of the guest's console:"}
+	out := []string{"  the last lines of the guest's console:"}
 	for _, l := range c.tail {
-		out = append(out, "  "+l)
+		out = append(out, "    "+l)
 	}
 	return out
 }

@@ -19,7 +19,9 @@ const (
 
 // Failure is an error that crosses from supervisor to command line.
 type Failure struct {
-	Text  string   `json:"text"`
+	Text string `json:"text"` // one sentence
+	// Lines is the same on several lines, for a person; nil if Text is all.
+	Lines []string `json:"lines,omitempty"`
 	Hints []string `json:"hints,omitempty"`
 	// Status is the exit status that it means for coffer run.
 	Status int `json:"status"`
@@ -55,13 +57,32 @@ func failure(err error) *Failure {
 			if !strings.Contains(f.Text, "denied by policy") {
 				f.Text = "denied by policy: " + f.Text
 			}
-			for _, line := range strings.Split(d.Explanation, "\n") {
-				if line = printable(strings.TrimRight(line, " \t"), maxText); line != "" && len(f.Hints) < 64 && !strings.Contains(f.Text, line) {
-					f.Hints = append(f.Hints, line)
-				}
-			}
+			f.Lines = explanation(d.Explanation)
 		}
 	}
+	return f
+}
+
+// maxLines bounds how many lines a guest can say of a denial.
+const maxLines = 64
+
+// explanation makes what the guest says of a denial printable. The first line says that it is one.
+func explanation(text string) []string {
+	var out []string
+	for line := range strings.Lines(text) {
+		if line = printable(strings.TrimRight(line, " \t\n"), maxText); line != "" && len(out) < maxLines {
+			out = append(out, line)
+		}
+	}
+	if len(out) > 0 && !strings.Contains(out[0], "denied by policy") {
+		out[0] = "denied by policy: " + out[0]
+	}
+	return out
+}
+
+// withTail adds the last lines of the console to an error that says too little.
+func (f *Failure) withTail(c *console) *Failure {
+	f.Lines = append([]string{f.Text}, c.lastLines()...)
 	return f
 }
 

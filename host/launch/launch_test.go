@@ -389,9 +389,9 @@ func TestStartFails(t *testing.T) {
 		err    error
 		status int
 		text   string
-		hint   string
+		line   string
 	}{
-		{"denied", wire.OpCreateContainer, denial, 125, "denied by policy: create_container", "command differs?[2J"},
+		{"denied", wire.OpCreateContainer, denial, 125, "denied by policy: create_container", "  command differs?[2J"},
 		{"not found", wire.OpStartContainer, &wire.Error{Code: wire.CodeNotFound, Text: "no such file"}, 127, "no such file", ""},
 		{"not executable", wire.OpStartContainer, &wire.Error{Code: wire.CodeNotExec, Text: "no"}, 126, "starting the container", ""},
 		{"wrong policy", wire.OpSetPolicy, &wire.Error{Code: wire.CodeFatal, Text: "its SHA-256 is another"}, 125, "its SHA-256 is another", ""},
@@ -416,8 +416,8 @@ func TestStartFails(t *testing.T) {
 			if f == nil || f.Status != tt.status || !strings.Contains(f.Text, tt.text) {
 				t.Fatalf("ready = %+v; want status %d and %q", f, tt.status, tt.text)
 			}
-			if tt.hint != "" && !strings.Contains(strings.Join(f.Hints, "\n"), tt.hint) {
-				t.Errorf("hints %q; want %q", f.Hints, tt.hint)
+			if tt.line != "" && (len(f.Lines) < 2 || f.Lines[1] != tt.line || !strings.Contains(f.Lines[0], "denied by policy")) {
+				t.Errorf("lines %q; want a denial and %q", f.Lines, tt.line)
 			}
 			if err := <-g.ended; err == nil {
 				t.Error("Run succeeded")
@@ -496,7 +496,7 @@ func TestGuestHangs(t *testing.T) {
 
 func TestConsoleIsBounded(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "console")
-	c, err := newConsole(name, nil)
+	c, err := newConsole(name, nil, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -505,7 +505,7 @@ func TestConsoleIsBounded(t *testing.T) {
 	if err != nil || st.Size() != maxConsole {
 		t.Errorf("console file: %v, %v; want %d bytes", st.Size(), err, maxConsole)
 	}
-	if n := len(c.hints()); n > maxTail+1 {
+	if n := len(c.lastLines()); n > maxTail+1 {
 		t.Errorf("%d lines kept; want at most %d", n, maxTail+1)
 	}
 }
@@ -574,12 +574,12 @@ func FuzzConsole(f *testing.F) {
 	f.Add([]byte("device-mapper: verity: 254:0: data block 7 is corrupted\r\n"))
 	f.Add([]byte("coffer-guest: fatal: x\x1b[31m\xff\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		c, err := newConsole(os.DevNull, []Disk{{Label: "x"}})
+		c, err := newConsole(os.DevNull, []Disk{{Label: "x"}}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.read(bytes.NewReader(b))
-		for _, s := range append(c.hints(), c.lastWords()) {
+		for _, s := range append(c.lastLines(), c.lastWords()) {
 			if strings.ContainsAny(s, "\x1b\n\r") || len(s) > maxConsoleLine+200 {
 				t.Fatalf("unprintable or long: %q", s)
 			}

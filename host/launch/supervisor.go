@@ -111,7 +111,7 @@ func (s *Supervisor) run(ctx context.Context, cancel context.CancelCauseFunc, fi
 		return Exit{}, err
 	}
 	defer s.record.close()
-	if s.console, err = newConsole(ConsoleFile(s.dir), s.spec.Disks); err != nil {
+	if s.console, err = newConsole(ConsoleFile(s.dir), s.spec.Disks, s.spec.ScratchBytes > 0); err != nil {
 		return Exit{}, err
 	}
 	hostData := sha256.Sum256(s.policy)
@@ -271,11 +271,9 @@ func (s *Supervisor) explain(ctx context.Context, err error, m *machine) error {
 			return &Failure{Text: "publishing a port: " + printable(qerr.Error(), maxText), Status: StatusFailed,
 				Hints: []string{"most likely the port is in use on this machine, or below 1024; `-p PORT` without a host port takes a free one"}}
 		}
-		f := failure(qerr)
-		f.Hints = append(f.Hints, s.console.hints()...)
-		return f
+		return failure(qerr).withTail(s.console)
 	}
-	return &Failure{Text: "the guest ended without a word", Hints: s.console.hints(), Status: StatusFailed}
+	return (&Failure{Text: "the guest ended without a word", Status: StatusFailed}).withTail(s.console)
 }
 
 // within reports whether done is closed before d has passed.
