@@ -223,7 +223,7 @@ func (u *user) readable(text string) {
 				u.t.Errorf("no word for people, %q, in:\n%s", word, text)
 			}
 		}
-		if len(line) > 20 && seen[line] {
+		if len(line) > 30 && seen[line] {
 			u.t.Errorf("%q is there twice in:\n%s", line, text)
 		}
 		seen[line] = true
