@@ -54,7 +54,7 @@ deps:
 	scripts/install-deps
 
 images:
-	test/images/build --out build/images
+	test/images/build --out build/images all
 
 demo: deps build
 	scripts/demo
