@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -94,7 +93,7 @@ func (u *user) noProcesses() {
 	}
 }
 
-// processes are the command lines that name this root.
+// processes are the command lines that name this root, with the process's number before.
 func (u *user) processes() []string {
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -104,10 +103,26 @@ func (u *user) processes() []string {
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		if err == nil && bytes.Contains(b, []byte(u.root)) {
-			out = append(out, strings.ReplaceAll(string(b), "\x00", " "))
+			out = append(out, filepath.Base(filepath.Dir(f))+" "+strings.ReplaceAll(string(b), "\x00", " "))
 		}
 	}
 	return out
+}
+
+// vm is the number of a VM's process in this root, or 0.
+func (u *user) vm() int {
+	u.t.Helper()
+	for _, p := range u.processes() {
+		number, command, _ := strings.Cut(p, " ")
+		if program, _, _ := strings.Cut(command, " "); strings.Contains(program, "qemu") {
+			pid, err := strconv.Atoi(number)
+			if err != nil {
+				u.t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	return 0
 }
 
 // poll waits until done says so.
@@ -311,13 +326,15 @@ func get(t *testing.T, url string) string {
 
 // alive reports whether a process exists and is no zombie.
 func alive(pid int) bool {
-	if syscall.Kill(pid, 0) != nil {
-		return false
-	}
+	f := stat(pid)
+	return len(f) > 0 && f[0] != "Z"
+}
+
+// stat is what proc(5) says of a process, from its state on; nil if there is none.
+func stat(pid int) []string {
 	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
-		return false
+		return nil
 	}
-	_, rest, _ := strings.Cut(string(b), ") ")
-	return !strings.HasPrefix(rest, "Z")
+	return strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 }
