@@ -102,7 +102,7 @@ func startRaw(t *testing.T, l launch) *rawHost {
 	}
 	t.Cleanup(func() {
 		vm.Kill()
-		h.Client.Close()
+		h.Close()
 		vm.Close()
 		helpers.Wait()
 		if t.Failed() {
