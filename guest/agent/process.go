@@ -122,8 +122,8 @@ func (a *Agent) exec(ctx context.Context, in wire.Exec) error {
 	if err != nil {
 		return err
 	}
-	if !processPattern.MatchString(in.Process) {
-		return refuse(wire.CodeInvalid, "a process's name must match %s", processPattern)
+	if !isProcess(in.Process) {
+		return refuse(wire.CodeInvalid, "a process's name must match %s", processForm)
 	}
 	if err := errors.Join(checkProgram(in.Args, in.Env, in.Cwd, in.User), checkStdio(in.Stdio)); err != nil {
 		return err

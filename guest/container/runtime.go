@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -221,13 +220,6 @@ func writeJSON(path string, v any) error {
 	return os.WriteFile(path, b, 0o600)
 }
 
-// Patterns of runc's messages, which is pinned with the guest.
-var (
-	notFound   = regexp.MustCompile(`executable file not found in \$PATH|exec: "[^"]*": stat [^:]*: no such file or directory|: no such file or directory$`)
-	notStarted = regexp.MustCompile(`permission denied|exec format error|is a directory|not a directory`)
-	process    = regexp.MustCompile(`(?s)unable to start container process: (.*)$`)
-)
-
 // runcError makes an error of runc's log.
 func runcError(log string, s reap.Status) error {
 	b, err := os.ReadFile(log)
@@ -238,16 +230,27 @@ func runcError(log string, s reap.Status) error {
 	if msg == "" {
 		return fmt.Errorf("starting a process: runc ended with status %d", s.Code)
 	}
-	if m := process.FindStringSubmatch(msg); m != nil {
-		msg = strings.TrimPrefix(m[1], "error during container init: ")
-		switch {
-		case notFound.MatchString(msg):
-			return fmt.Errorf("%w: %s", ErrCommandNotFound, msg)
-		case notStarted.MatchString(msg):
-			return fmt.Errorf("%w: %s", ErrCommandNotStarted, msg)
+	if _, why, ok := strings.Cut(msg, "unable to start container process: "); ok {
+		msg = strings.TrimPrefix(why, "error during container init: ")
+		if kind := startFailure(msg); kind != nil {
+			return fmt.Errorf("%w: %s", kind, msg)
 		}
 	}
 	return fmt.Errorf("starting a process: %s", msg)
+}
+
+// startFailure tells by runc's words, which is pinned with the guest, whether
+// the command is missing or cannot be executed; nil is neither.
+func startFailure(msg string) error {
+	if strings.Contains(msg, "executable file not found in $PATH") || strings.HasSuffix(msg, ": no such file or directory") {
+		return ErrCommandNotFound
+	}
+	for _, words := range []string{"permission denied", "exec format error", "is a directory", "not a directory"} {
+		if strings.Contains(msg, words) {
+			return ErrCommandNotStarted
+		}
+	}
+	return nil
 }
 
 // lastError is the last message at error level in runc's JSON log.
