@@ -123,9 +123,6 @@ func hasVariable(env []string, name string) bool {
 func (a *app) plan(ctx context.Context, r *runFlags, s *image.Store, img *image.Image, p *prepared, args []string) (*launch.Spec, []byte, state.Group, error) {
 	var group state.Group
 	w := r.workload
-	if w.name == "" {
-		w.name = "container" // names differ from run to run, policies do not
-	}
 	c, dirs, err := a.container(ctx, s, img, &w, args)
 	if err != nil {
 		return nil, nil, group, err

@@ -61,7 +61,6 @@ func (a *app) policyGenerateCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.SetInterspersed(false)
 	w.register(flags)
-	flags.StringVar(&w.name, "name", "container", "what the policy calls the container")
 	flags.StringVarP(&output, "output", "o", "", "`file` to write to (default: standard output)")
 	flags.BoolVar(&insecureHTTP, "insecure-plain-http", false, "speak HTTP to a registry that is not on this machine")
 	return cmd

@@ -20,6 +20,7 @@ import (
 // runFlags are the flags of `run` that do not change the policy.
 type runFlags struct {
 	workload
+	name                        string
 	detach, interactive, remove bool
 	ports                       []string
 	hostname                    string

@@ -37,8 +37,11 @@ type workload struct {
 	noStdio         bool
 	allowExec       []string
 	allowSignal     []string
-	name            string
 }
+
+// policyName is what a policy calls its one container: the same whatever the
+// group is called, so that `policy generate` and `run` write the same text.
+const policyName = "container"
 
 func (w *workload) register(f *pflag.FlagSet) {
 	f.StringArrayVarP(&w.env, "env", "e", nil, "set `NAME=VALUE`, or pass NAME on from here")
@@ -71,7 +74,7 @@ func (a *app) container(ctx context.Context, s *image.Store, img *image.Image, w
 	if err != nil {
 		return nil, nil, err
 	}
-	c := &author.Container{Name: w.name, ID: img.ID, Image: imageOf(cfg), WorkingDir: w.workdir, User: w.user,
+	c := &author.Container{Name: policyName, ID: img.ID, Image: imageOf(cfg), WorkingDir: w.workdir, User: w.user,
 		Privileged: w.privileged, NoNewPrivileges: w.noNewPrivileges, Terminal: w.terminal, AllowStdio: !w.noStdio}
 	for _, l := range img.Layers {
 		c.Layers = append(c.Layers, l.RootHash)

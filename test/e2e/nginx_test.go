@@ -118,8 +118,8 @@ func (u *user) nginxProvesItself(nginx string) {
 	file := func(name string) string { return filepath.Join(dir, name) }
 	nonce, other := strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	u.must("attest", "web", "--nonce", nonce, "-o", file("evidence"))
-	u.must("policy", "generate", "--name", "web", "--allow-signal", "HUP", "-o", file("policy"), nginx)
-	u.must("policy", "generate", "--name", "web", "-o", file("other-policy"), nginx)
+	u.must("policy", "generate", "--allow-signal", "HUP", "-o", file("policy"), nginx)
+	u.must("policy", "generate", "-o", file("other-policy"), nginx)
 	text, err := os.ReadFile(filepath.Join(guestDir(t), "guest.json"))
 	if err != nil {
 		t.Fatal(err)
