@@ -41,10 +41,10 @@ func (c *denials) when(so bool, err string, diff FieldDiff, edit string) {
 }
 
 // whenText is when for a field that the host gave as text. In edit, %s is that text.
-func (c *denials) whenText(so bool, err, field, asked, allowed, edit string) {
+func (c *denials) whenText(so bool, err string, f FieldDiff, edit string) {
 	if so {
-		asked = quote(asked)
-		c.when(true, err, FieldDiff{field, asked, allowed}, strings.ReplaceAll(edit, "%s", asked))
+		f.Asked = quote(f.Asked)
+		c.when(true, err, f, strings.ReplaceAll(edit, "%s", f.Asked))
 	}
 }
 
@@ -65,9 +65,9 @@ func (s *State) deviceMounted(target string) bool { return s.devices.has(target)
 
 func (s *State) mountDevice(r *MountDevice) *Denial {
 	var c denials
-	c.whenText(!s.policy.hashes[r.DeviceHash], errHashUnknown, "deviceHash", r.DeviceHash, "a root hash in the layers of a container", "add %s to the layers of the container that it belongs to")
-	c.whenText(s.deviceMounted(r.Target), errDeviceMounted, "target", r.Target, "a path that is not in use", "")
-	c.whenText(s.targetInvalid(r.Target, r.MountPathRegex), errMountpoint, "target", r.Target, "a path that matches "+r.MountPathRegex, "")
+	c.whenText(!s.policy.hashes[r.DeviceHash], errHashUnknown, FieldDiff{"deviceHash", r.DeviceHash, "a root hash in the layers of a container"}, "add %s to the layers of the container that it belongs to")
+	c.whenText(s.deviceMounted(r.Target), errDeviceMounted, FieldDiff{"target", r.Target, "a path that is not in use"}, "")
+	c.whenText(s.targetInvalid(r.Target, r.MountPathRegex), errMountpoint, FieldDiff{"target", r.Target, "a path that matches " + r.MountPathRegex}, "")
 	s.devices = s.devices.with(r.Target, r.DeviceHash)
 	return c.denial()
 }
@@ -75,20 +75,20 @@ func (s *State) mountDevice(r *MountDevice) *Denial {
 func (s *State) unmountDevice(r *UnmountDevice) *Denial {
 	var c denials
 	const want = "the path of a mounted read-only disk"
-	c.whenText(!s.deviceMounted(r.UnmountTarget), errNoDevice, "unmountTarget", r.UnmountTarget, want, "")
-	c.whenText(!s.devices.has(r.UnmountTarget) && s.rw.has(r.UnmountTarget), errDeviceIsRW, "unmountTarget", r.UnmountTarget, want, "")
+	c.whenText(!s.deviceMounted(r.UnmountTarget), errNoDevice, FieldDiff{"unmountTarget", r.UnmountTarget, want}, "")
+	c.whenText(!s.devices.has(r.UnmountTarget) && s.rw.has(r.UnmountTarget), errDeviceIsRW, FieldDiff{"unmountTarget", r.UnmountTarget, want}, "")
 	s.devices = s.devices.without(r.UnmountTarget)
 	return c.denial()
 }
 
 func (s *State) rwMountDevice(r *RWMountDevice) *Denial {
 	var c denials
-	c.whenText(s.deviceMounted(r.Target), errDeviceMounted, "target", r.Target, "a path that is not in use", "")
-	c.whenText(s.targetInvalid(r.Target, r.MountPathRegex), errMountpoint, "target", r.Target, "a path that matches "+r.MountPathRegex, "")
+	c.whenText(s.deviceMounted(r.Target), errDeviceMounted, FieldDiff{"target", r.Target, "a path that is not in use"}, "")
+	c.whenText(s.targetInvalid(r.Target, r.MountPathRegex), errMountpoint, FieldDiff{"target", r.Target, "a path that matches " + r.MountPathRegex}, "")
 	c.when(!r.Encrypted && !s.policy.flags[flagUnencrypted], errRWUnencrypted,
 		FieldDiff{"encrypted", "false", "true"}, "set "+flagUnencrypted+" to true")
 	c.when(!r.EnsureFilesystem, errRWNoFilesystem, FieldDiff{"ensureFilesystem", "false", "true"}, "")
-	c.whenText(r.Filesystem != "ext4" && r.Filesystem != "xfs", errRWFilesystem, "filesystem", r.Filesystem, `"ext4" or "xfs"`, "")
+	c.whenText(r.Filesystem != "ext4" && r.Filesystem != "xfs", errRWFilesystem, FieldDiff{"filesystem", r.Filesystem, `"ext4" or "xfs"`}, "")
 	s.rw = s.rw.with(r.Target, r.Encrypted)
 	return c.denial()
 }
@@ -96,15 +96,15 @@ func (s *State) rwMountDevice(r *RWMountDevice) *Denial {
 func (s *State) rwUnmountDevice(r *RWUnmountDevice) *Denial {
 	var c denials
 	const want = "the path of a mounted writable disk"
-	c.whenText(!s.deviceMounted(r.UnmountTarget), errNoDevice, "unmountTarget", r.UnmountTarget, want, "")
-	c.whenText(!s.rw.has(r.UnmountTarget) && s.devices.has(r.UnmountTarget), errDeviceIsRO, "unmountTarget", r.UnmountTarget, want, "")
+	c.whenText(!s.deviceMounted(r.UnmountTarget), errNoDevice, FieldDiff{"unmountTarget", r.UnmountTarget, want}, "")
+	c.whenText(!s.rw.has(r.UnmountTarget) && s.devices.has(r.UnmountTarget), errDeviceIsRO, FieldDiff{"unmountTarget", r.UnmountTarget, want}, "")
 	s.rw = s.rw.without(r.UnmountTarget)
 	return c.denial()
 }
 
 func (s *State) scratchMount(r *ScratchMount) *Denial {
 	var c denials
-	c.whenText(s.scratch.has(r.Target), errScratchMounted, "target", r.Target, "a path that is not in use", "")
+	c.whenText(s.scratch.has(r.Target), errScratchMounted, FieldDiff{"target", r.Target, "a path that is not in use"}, "")
 	c.when(!r.Encrypted && !s.policy.flags[flagUnencrypted], errScratchPlain,
 		FieldDiff{"encrypted", "false", "true"}, "set "+flagUnencrypted+" to true")
 	s.scratch = s.scratch.with(r.Target, r.Encrypted)
@@ -113,7 +113,7 @@ func (s *State) scratchMount(r *ScratchMount) *Denial {
 
 func (s *State) scratchUnmount(r *ScratchUnmount) *Denial {
 	var c denials
-	c.whenText(!s.scratch.has(r.UnmountTarget), errNoScratch, "unmountTarget", r.UnmountTarget, "the path of a mounted scratch", "")
+	c.whenText(!s.scratch.has(r.UnmountTarget), errNoScratch, FieldDiff{"unmountTarget", r.UnmountTarget, "the path of a mounted scratch"}, "")
 	s.scratch = s.scratch.without(r.UnmountTarget)
 	return c.denial()
 }
@@ -123,8 +123,8 @@ func (s *State) mountOverlay(r *MountOverlay) *Denial {
 	var c denials
 	// The original lets an ID that was shut down have a new overlay, and then runs the commands of another container
 	// of the policy in what may still be the old one. An ID is used once here.
-	c.whenText(s.matches.has(r.ContainerID) || s.started.has(r.ContainerID), errOverlayMounted, "containerID", r.ContainerID, "an ID that was not used before", "")
-	c.whenText(s.overlays.has(r.Target), errOverlayMounted, "target", r.Target, "a path that is not in use", "")
+	c.whenText(s.matches.has(r.ContainerID) || s.started.has(r.ContainerID), errOverlayMounted, FieldDiff{"containerID", r.ContainerID, "an ID that was not used before"}, "")
+	c.whenText(s.overlays.has(r.Target), errOverlayMounted, FieldDiff{"target", r.Target, "a path that is not in use"}, "")
 	hashes, unmounted := s.layerHashes(r.LayerPaths)
 	candidates := s.policy.byLayers[layersKey(hashes)]
 	if unmounted != "" {
@@ -156,14 +156,14 @@ func (s *State) layerHashes(paths []string) (hashes []string, unmounted string) 
 
 func (s *State) unmountOverlay(r *UnmountOverlay) *Denial {
 	var c denials
-	c.whenText(!s.overlays.has(r.UnmountTarget), errNoOverlay, "unmountTarget", r.UnmountTarget, "the path of a mounted overlay", "")
+	c.whenText(!s.overlays.has(r.UnmountTarget), errNoOverlay, FieldDiff{"unmountTarget", r.UnmountTarget, "the path of a mounted overlay"}, "")
 	s.overlays = s.overlays.without(r.UnmountTarget)
 	return c.denial()
 }
 
 func (s *State) plan9Mount(r *Plan9Mount) *Denial {
 	var c denials
-	c.whenText(s.plan9.has(r.Target), errDeviceMounted, "target", r.Target, "a path that is not in use", "")
+	c.whenText(s.plan9.has(r.Target), errDeviceMounted, FieldDiff{"target", r.Target, "a path that is not in use"}, "")
 	owner, found := "", false
 	s.matches.all(func(id string, _ []*container) bool {
 		rest, ok := strings.CutPrefix(r.Target, r.RootPrefix+"/"+id)
@@ -184,7 +184,7 @@ func (s *State) plan9Mount(r *Plan9Mount) *Denial {
 
 func (s *State) plan9Unmount(r *Plan9Unmount) *Denial {
 	var c denials
-	c.whenText(!s.plan9.has(r.UnmountTarget), errNoDevice, "unmountTarget", r.UnmountTarget, "the path of a mounted directory", "")
+	c.whenText(!s.plan9.has(r.UnmountTarget), errNoDevice, FieldDiff{"unmountTarget", r.UnmountTarget, "the path of a mounted directory"}, "")
 	s.plan9 = s.plan9.without(r.UnmountTarget)
 	return c.denial()
 }

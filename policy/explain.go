@@ -29,10 +29,10 @@ const (
 func (s *State) explainProcess(a *ask, n *narrowing, started bool) *Denial {
 	var c denials
 	if a.create != nil {
-		c.whenText(started, errAlreadyStarted, "containerID", a.id, "an ID that was not used before", "")
+		c.whenText(started, errAlreadyStarted, FieldDiff{"containerID", a.id, "an ID that was not used before"}, "")
 		c.when(len(a.create.Devices) > 0, errDevices, FieldDiff{"devices", strconv.Itoa(len(a.create.Devices)), "none"}, "")
 	} else {
-		c.whenText(!started, errNotStarted, "containerID", a.id, "the ID of a started container", "")
+		c.whenText(!started, errNotStarted, FieldDiff{"containerID", a.id, "the ID of a started container"}, "")
 	}
 	c.d.Errors = append(c.d.Errors, s.fieldErrors(a, n)...)
 	c.d.Errors = append(c.d.Errors, n.processErrors(a, started)...)
@@ -304,7 +304,7 @@ func (s *State) explainExternal(r *ExecExternal, m *envMatcher, fit, left []*pro
 	dir := slices.ContainsFunc(all, func(p *process) bool { return p.workingDir == r.WorkingDir })
 	add := `add {"allow_stdio_access":false,"command":` + jsonText(r.ArgList) + `,"env_rules":[],"working_dir":` + quote(r.WorkingDir) + `} to external_processes`
 	c.when(!command, errCommand, FieldDiff{"external_processes", quotes(r.ArgList), "no such command"}, add)
-	c.whenText(!dir, errDir, "working_dir", r.WorkingDir, "no such directory", "")
+	c.whenText(!dir, errDir, FieldDiff{"working_dir", r.WorkingDir, "no such directory"}, "")
 	if names := m.refused(all); len(names) > 0 {
 		c.when(true, errEnv+": "+strings.Join(names, ","), FieldDiff{"env", quotes(names), "no rule for these names and values"}, "")
 	}
@@ -323,7 +323,7 @@ func (s *State) explainExternal(r *ExecExternal, m *envMatcher, fit, left []*pro
 
 func (s *State) explainSignal(r *SignalContainerProcess, candidates []*container, started, allowed bool) *Denial {
 	var c denials
-	c.whenText(!started, errNotStarted, "containerID", r.ContainerID, "the ID of a started container", "")
+	c.whenText(!started, errNotStarted, FieldDiff{"containerID", r.ContainerID, "the ID of a started container"}, "")
 	if !allowed {
 		c.d.Errors = append(c.d.Errors, errSignal)
 	}

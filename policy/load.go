@@ -4,6 +4,7 @@ package policy
 
 import (
 	"crypto/sha256"
+	"errors"
 	"strconv"
 	"strings"
 )
@@ -131,8 +132,10 @@ type loader struct {
 }
 
 func (l *loader) warn(off int, format string, args ...any) {
-	e := l.p.errorAt(off, format, args...).(*SyntaxError)
-	l.pol.warnings = append(l.pol.warnings, Warning(*e))
+	var e *SyntaxError
+	if errors.As(l.p.errorAt(off, format, args...), &e) {
+		l.pol.warnings = append(l.pol.warnings, Warning(*e))
+	}
 }
 
 func (l *loader) statement(st *statement) {

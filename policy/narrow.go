@@ -217,7 +217,7 @@ func (c *container) allowsSignal(r *SignalContainerProcess) bool {
 // shutdown forgets what the container can be; its ID stays used.
 func (s *State) shutdown(r *ShutdownContainer) *Denial {
 	var c denials
-	c.whenText(!s.started.has(r.ContainerID), errNotStarted, "containerID", r.ContainerID, "the ID of a started container", "")
+	c.whenText(!s.started.has(r.ContainerID), errNotStarted, FieldDiff{"containerID", r.ContainerID, "the ID of a started container"}, "")
 	s.matches = s.matches.without(r.ContainerID)
 	return c.denial()
 }

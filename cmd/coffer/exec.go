@@ -140,7 +140,7 @@ func (a *app) showLog(ctx context.Context, dir string, o logOptions) error {
 	rest := func() error {
 		for {
 			e, err := l.Next()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return nil
 			}
 			if err != nil {
@@ -167,7 +167,7 @@ func (a *app) showTail(l *launch.LogReader, o logOptions) error {
 	var last []*launch.Entry
 	for {
 		e, err := l.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

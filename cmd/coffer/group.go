@@ -68,7 +68,8 @@ func (a *app) prepare(ctx context.Context, r *runFlags, reference string, args [
 		return nil, err
 	}
 	p := &prepared{}
-	spec, policy, group, err := a.plan(ctx, r, s, img, p, args)
+	r.command = args
+	spec, policy, group, err := a.plan(ctx, r, s, img, p)
 	if err == nil {
 		err = a.machine(ctx, r, guest, spec)
 	}
@@ -120,10 +121,9 @@ func hasVariable(env []string, name string) bool {
 }
 
 // plan turns image and wishes into what to ask the guest for, and the policy.
-func (a *app) plan(ctx context.Context, r *runFlags, s *image.Store, img *image.Image, p *prepared, args []string) (*launch.Spec, []byte, state.Group, error) {
+func (a *app) plan(ctx context.Context, r *runFlags, s *image.Store, img *image.Image, p *prepared) (*launch.Spec, []byte, state.Group, error) {
 	var group state.Group
-	w := r.workload
-	c, dirs, err := a.container(ctx, s, img, &w, args)
+	c, dirs, err := a.container(ctx, s, img, &r.workload, r.command)
 	if err != nil {
 		return nil, nil, group, err
 	}

@@ -21,6 +21,7 @@ import (
 type runFlags struct {
 	workload
 	name                        string
+	command                     []string // what follows the image
 	detach, interactive, remove bool
 	ports                       []string
 	hostname                    string

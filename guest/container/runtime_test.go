@@ -36,7 +36,7 @@ func TestRuncErrorKeepsItsKind(t *testing.T) {
 			t.Errorf("runcError(%s) = %v; want %q", c.log, err, c.text)
 		}
 		for _, kind := range []error{ErrCommandNotFound, ErrCommandNotStarted} {
-			if errors.Is(err, kind) != (kind == c.kind) {
+			if errors.Is(err, kind) != errors.Is(c.kind, kind) {
 				t.Errorf("runcError(%s) = %v; want the kind %v", c.log, err, c.kind)
 			}
 		}

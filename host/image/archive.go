@@ -53,7 +53,7 @@ func openTar(name, tmp string) (*tarFiles, error) {
 func plainTar(f *os.File, tmp string) (*os.File, error) {
 	var magic [2]byte
 	n, err := f.ReadAt(magic[:], 0)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		f.Close()
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func (t *tarFiles) index() error {
 	r := tar.NewReader(t.f)
 	for n := 0; ; n++ {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

@@ -24,7 +24,7 @@ func (s *Store) Pull(ctx context.Context, ref Reference, o Options) (*Image, err
 		return nil, err
 	}
 	defer src.close()
-	img := Image{ID: digestOf(src.config), Created: src.file.Created.Time.UTC(), Pulled: time.Now().UTC()}
+	img := Image{ID: digestOf(src.config), Created: src.file.Created.UTC(), Pulled: time.Now().UTC()}
 	if src.manifest != nil {
 		img.Digest = digestOf(src.manifest)
 	}

@@ -198,7 +198,7 @@ func launchFake(t *testing.T, g *fakeGuest, first bool, change func(*Spec)) *gro
 	if err := Write(h.Path(), spec, []byte("policy")); err != nil {
 		t.Fatal(err)
 	}
-	s, err := NewSupervisor(h, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s, err := NewSupervisor(h, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -467,7 +467,7 @@ func TestGuestHangs(t *testing.T) {
 	if err := Write(h.Path(), &Spec{TEE: tee.Emulated, Container: Container{Args: []string{"x"}}}, nil); err != nil {
 		t.Fatal(err)
 	}
-	s, err := NewSupervisor(h, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s, err := NewSupervisor(h, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -543,7 +543,7 @@ func TestLogRotates(t *testing.T) {
 	var last, lastButOne *Entry
 	for {
 		e, err := l.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -179,10 +179,10 @@ func (l *LogReader) Next() (*Entry, error) {
 		if errors.Is(err, bufio.ErrBufferFull) {
 			continue
 		}
-		if err == io.EOF && !l.rotated() {
+		if errors.Is(err, io.EOF) && !l.rotated() {
 			return nil, io.EOF
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			f, err := os.Open(filepath.Join(l.dir, logFile))
 			if err != nil {
 				return nil, fmt.Errorf("opening container log: %w", err)

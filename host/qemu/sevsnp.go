@@ -33,7 +33,7 @@ func (s SEVSNP) arguments(m *Machine) (launch, error) {
 		return launch{}, fmt.Errorf("SEV-SNP needs KVM, not %s", m.Accel)
 	}
 	if s.CBitPosition == 0 || s.ReducedPhysBits == 0 || s.ReducedPhysBits > 63 {
-		return launch{}, fmt.Errorf("C-bit position %d, reduced physical bits %d: ask the host's QEMU",
+		return launch{}, fmt.Errorf("position of the C-bit %d, reduced physical bits %d: ask the host's QEMU",
 			s.CBitPosition, s.ReducedPhysBits)
 	}
 	cpu, policy := s.CPU, s.Policy

@@ -160,6 +160,6 @@ func (b *bench) startGuest(ctx context.Context, disk string, policy []byte) (*ho
 
 func (h *host) end() {
 	h.vm.Kill()
-	h.Client.Close()
+	h.Close()
 	h.vm.Close()
 }

@@ -86,7 +86,7 @@ func (g *guest) content() error {
 	}
 	err = os.WriteFile(m+"/new", nil, 0o644)
 	if !errors.Is(err, unix.EROFS) {
-		return fmt.Errorf("writing to a layer: %v; want EROFS", err)
+		return fmt.Errorf("writing to a layer: %w; want EROFS", err)
 	}
 	null, err := os.OpenFile(m+"/dev/null", os.O_WRONLY, 0)
 	if err != nil {
@@ -142,7 +142,7 @@ func (g *guest) closing() error {
 	}
 	after, err := filepath.Glob("/sys/block/dm-*")
 	if err != nil || len(after) != len(before) {
-		return fmt.Errorf("mappings before %q, after %q, %v", before, after, err)
+		return fmt.Errorf("mappings before %q, after %q, %w", before, after, err)
 	}
 	return nil
 }
@@ -175,7 +175,7 @@ func (g *guest) overlay() error {
 		return err
 	}
 	if err := os.Rename(root+"/bin", root+"/sbin"); !errors.Is(err, unix.EXDEV) {
-		return fmt.Errorf("renaming a directory of a layer: %v; want EXDEV, as with docker", err)
+		return fmt.Errorf("renaming a directory of a layer: %w; want EXDEV, as with docker", err)
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(root, &st); err != nil {
