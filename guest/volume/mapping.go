@@ -88,7 +88,7 @@ func (d *Disks) loadMapping(prefix string, t target) (*mapping, error) {
 // undo removes a mapping that did not work out, and returns why it did not.
 func (m *mapping) undo(why error) error {
 	if err := m.remove(); err != nil {
-		return fmt.Errorf("%w (and then %v)", why, err)
+		return fmt.Errorf("%w (and then %w)", why, err)
 	}
 	return why
 }

@@ -186,7 +186,7 @@ func (g *guest) overlay() error {
 	}
 	wd, err := os.Getwd()
 	if err != nil || wd != "/" {
-		return fmt.Errorf("working directory is %q, %v; want /", wd, err)
+		return fmt.Errorf("working directory is %q, %w; want /", wd, err)
 	}
 	return first(c.Close(), absent(root+"/etc"))
 }
@@ -204,7 +204,7 @@ func (g *guest) bind() error {
 		return err
 	}
 	if err := os.WriteFile("/run/bound/sub/f", []byte("y"), 0o600); !errors.Is(err, unix.EROFS) {
-		return fmt.Errorf("writing below a bound directory: %v; want EROFS", err)
+		return fmt.Errorf("writing below a bound directory: %w; want EROFS", err)
 	}
 	if err := os.WriteFile("/run/file", []byte("y"), 0o600); !errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("writing to a bound file: %v; want EROFS", err)
