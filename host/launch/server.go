@@ -191,7 +191,11 @@ func (s *Supervisor) follow(ctx context.Context, c *client) {
 }
 
 func (s *Supervisor) signal(ctx context.Context, sig int) error {
-	return s.client.Call(ctx, wire.OpSignal, wire.Signal{Container: s.container, Signal: sig}, nil)
+	err := s.client.Call(ctx, wire.OpSignal, wire.Signal{Container: s.container, Signal: sig}, nil)
+	if errors.Is(err, wire.ErrClosed) && within(s.init.exited, goodbyeTime) {
+		return nil // it ended so quickly that the session was over before the answer came
+	}
+	return err
 }
 
 // stop asks the container to end, then kills it, then the machine: the policy

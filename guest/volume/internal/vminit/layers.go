@@ -235,7 +235,7 @@ func (g *guest) memoryScratch() error {
 	}
 	info, err := os.Stat("/run/scratch")
 	if err != nil || info.Mode().Perm() != 0o711 {
-		return fmt.Errorf("scratch has mode %v, %v; want 0711", info.Mode(), err)
+		return fmt.Errorf("scratch has mode %v, %w; want 0711", info.Mode(), err)
 	}
 	c, root, err := g.stack("/run/scratch")
 	if err != nil {

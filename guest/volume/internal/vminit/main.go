@@ -122,7 +122,7 @@ func refused(err error, words ...string) error {
 	}
 	for _, w := range words {
 		if !strings.Contains(err.Error(), w) {
-			return fmt.Errorf("got %q; want it to say %q", err, w)
+			return fmt.Errorf("got %q; want it to say %q", err.Error(), w)
 		}
 	}
 	return nil
