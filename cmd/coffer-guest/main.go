@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	cpus "runtime"
 	"runtime/debug"
 	"sync"
 
@@ -60,6 +61,11 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	reaper := reap.New()
+	containers := &container.Runtime{Runc: "/bin/runc", State: "/run/runc", Temp: "/run/coffer/tmp", Reaper: reaper}
+	if cpus.NumCPU() > 1 { // beside what this CPU does; ends by itself
+		go containers.Rehearse(ctx, "/run/coffer/rehearsal")
+	}
 	control, err := boot.OpenPort(controlPort)
 	if err != nil {
 		return err
@@ -73,8 +79,6 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("waiting for the host: %w", err)
 	}
-	reaper := reap.New()
-	containers := &container.Runtime{Runc: "/bin/runc", State: "/run/runc", Temp: "/run/coffer/tmp", Reaper: reaper}
 	a := agent.New(agent.Config{
 		Version:  version,
 		Attester: processor,

@@ -175,6 +175,9 @@ func (a *Agent) launch(ctx context.Context, in wire.Exec, c *instance, spec *con
 	run, err := a.cfg.Runtime.Exec(ctx, in.Container, spec, stdio)
 	if err != nil {
 		a.dismiss()
+		if errors.Is(err, container.ErrStuck) {
+			commit() // it may yet run
+		}
 		return startError(err)
 	}
 	commit()

@@ -3,6 +3,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,7 +12,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,7 +25,14 @@ import (
 var (
 	ErrCommandNotFound   = errors.New("command not found")
 	ErrCommandNotStarted = errors.New("command cannot be executed")
+	// ErrStuck means that a start was given up. What was to be started may
+	// still run, in its container, which somebody else in it can hold up.
+	ErrStuck = errors.New("the process did not start in time")
 )
+
+// startTime bounds a start: whoever is root in a container can stop what joins
+// it, and image content can make it wait. It is less than a host's patience.
+const startTime = 100 * time.Second
 
 // Runtime runs containers by the runc binary at Runc. All fields must be set.
 type Runtime struct {
@@ -31,18 +41,20 @@ type Runtime struct {
 	Temp   string       // directory for logs, sockets and pid files
 	Reaper *reap.Reaper // of this process
 
-	serial atomic.Uint64 // numbers the directories below Temp
+	serial   atomic.Uint64 // numbers the directories below Temp
+	patience time.Duration // 0 is startTime; tests have less
 }
 
 // Running is a process that was started. Its output is drained, and its Stdio
 // closed, by the time Done is closed.
 type Running struct {
 	Args []string
-	pid  int
-	fd   int // pidfd: a signal never reaches a later process of the same number
 	io   *plumbing
 	done chan struct{}
 	end  reap.Status // valid when done is closed
+
+	mu sync.Mutex // guards fd
+	fd int        // pidfd: a signal never reaches a later process of the same number; -1 once it has ended
 }
 
 // Done is closed when the process has ended.
@@ -53,8 +65,13 @@ func (p *Running) Status() reap.Status { return p.end }
 
 // Signal sends a signal. A process that has ended is no error.
 func (p *Running) Signal(sig unix.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fd < 0 {
+		return nil
+	}
 	err := unix.PidfdSendSignal(p.fd, sig, nil, 0)
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) {
+	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}
 	return err
@@ -86,6 +103,32 @@ func (r *Runtime) Run(ctx context.Context, c *Config, bundle string, stdio Stdio
 	}
 	p.Args = c.Process.Args
 	return p, nil
+}
+
+// Rehearse takes runc once through all that starting a container is, but for a
+// command, in dir, which it makes and removes: the first real container then
+// finds runc's code and the kernel's in memory and, under software emulation,
+// translated. What it ends with does not matter; it grants nothing.
+func (r *Runtime) Rehearse(ctx context.Context, dir string) {
+	defer os.RemoveAll(dir)
+	root := filepath.Join(dir, "rootfs")
+	if os.MkdirAll(root, 0o700) != nil {
+		return
+	}
+	c := &Config{ID: "rehearsal", Root: root, ReadOnlyRoot: true, Hostname: "rehearsal",
+		Process: Process{Args: []string{"/there-is-no-such-command"}, Cwd: "/"},
+		Mounts: []Mount{{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"}}}
+	spec, err := c.spec()
+	if err != nil || writeJSON(filepath.Join(dir, "config.json"), spec) != nil {
+		return
+	}
+	if p, err := r.launch(ctx, Stdio{}, func(flags []string) []string {
+		return append(append([]string{"run", "--detach", "--bundle", dir}, flags...), c.ID)
+	}); err == nil { // a command that does not exist was started: end it
+		_ = p.Signal(unix.SIGKILL)
+		<-p.Done()
+	}
 }
 
 // Exec starts one more process in a running container. It takes stdio over.
@@ -163,9 +206,14 @@ func (r *Runtime) runc(ctx context.Context, dir string, pipes *plumbing, args fu
 	if err != nil {
 		return 0, err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, cmp.Or(r.patience, startTime), ErrStuck)
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = unix.Kill(pid, unix.SIGKILL) })
 	s := <-done
 	stop()
+	if s.Code != 0 && ctx.Err() != nil {
+		return 0, fmt.Errorf("starting a process: %w", context.Cause(ctx))
+	}
 	if s.Code != 0 {
 		return 0, runcError(log, s)
 	}
@@ -184,21 +232,24 @@ func (r *Runtime) follow(pid int, pipes *plumbing) (*Running, error) {
 	if err != nil && !errors.Is(err, unix.ESRCH) { // ESRCH: it has ended already
 		return nil, fmt.Errorf("following process: %w", err)
 	}
-	p := &Running{pid: pid, fd: fd, io: pipes, done: make(chan struct{})}
+	p := &Running{fd: fd, io: pipes, done: make(chan struct{})}
 	if err := pipes.started(); err != nil {
+		p.release()
 		return nil, err
 	}
 	go func() {
 		p.end = <-ended
+		p.release()
 		pipes.finish()
 		close(p.done)
 	}()
 	return p, nil
 }
 
-// Close frees what a process that has ended still holds.
-func (p *Running) Close() {
-	<-p.done
+// release gives the pidfd up, so that no signal can take its number for it.
+func (p *Running) release() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.fd >= 0 {
 		_ = unix.Close(p.fd) // a pidfd's close cannot fail in a way that matters
 		p.fd = -1

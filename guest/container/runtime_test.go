@@ -3,11 +3,15 @@
 package container
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coffer-dev/coffer/guest/reap"
 )
@@ -41,4 +45,53 @@ func TestRuncErrorKeepsItsKind(t *testing.T) {
 			}
 		}
 	}
+}
+
+// fakeRuntime has a shell script for its runc.
+func fakeRuntime(t *testing.T, reaper *reap.Reaper, script string) *Runtime {
+	t.Helper()
+	if _, err := os.Stat("/bin/sh"); err != nil {
+		t.Skip("no /bin/sh on this machine")
+	}
+	dir := t.TempDir()
+	runc := filepath.Join(dir, "runc")
+	if err := os.WriteFile(runc, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return &Runtime{Runc: runc, State: dir, Temp: filepath.Join(dir, "tmp"), Reaper: reaper}
+}
+
+// TestStarts is one test, since a process can have one Reaper only.
+func TestStarts(t *testing.T) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	reaper := reap.New()
+	t.Run("a start that hangs is given up", func(t *testing.T) {
+		r := fakeRuntime(t, reaper, "exec sleep 1000")
+		r.patience = time.Millisecond
+		if p, err := r.Exec(context.Background(), "c", &Process{Args: []string{"x"}}, Stdio{}); p != nil || !errors.Is(err, ErrStuck) {
+			t.Errorf("Exec = %v, %v; want nil and %v", p, err, ErrStuck)
+		}
+	})
+	t.Run("a process that has ended holds no descriptor", func(t *testing.T) {
+		r := fakeRuntime(t, reaper, `while [ "$1" != --pid-file ]; do shift; done; exec sleep 1000 & echo $! > "$2"`)
+		p, err := r.Exec(context.Background(), "c", &Process{Args: []string{"x"}}, Stdio{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.fd < 0 {
+			t.Error("there is no pidfd of a process that lives")
+		}
+		if err := p.Signal(unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		<-p.Done()
+		if p.fd != -1 {
+			t.Errorf("pidfd = %d; want it closed", p.fd)
+		}
+		if err := p.Signal(unix.SIGTERM); err != nil {
+			t.Errorf("Signal = %v; want nil", err)
+		}
+	})
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,7 +51,7 @@ func main() {
 	flag.StringVar(&b.kernel, "kernel-dir", "build/cache/kernel", "unpacked kernel package")
 	flag.StringVar(&b.runc, "runc", "build/runc", "runc binary")
 	flag.IntVar(&b.rounds, "rounds", 7, "measurements of each kind")
-	flag.IntVar(&b.cpus, "cpus", 1, "vCPUs, as coffer chooses on this machine")
+	flag.IntVar(&b.cpus, "cpus", min(runtime.NumCPU(), 2), "vCPUs, as coffer chooses on this machine")
 	flag.StringVar(&b.accel, "accel", "tcg", "kvm or tcg: what coffer chooses on this machine")
 	flag.Parse()
 	if err := b.run(context.Background()); err != nil {
@@ -138,7 +139,7 @@ func (b *bench) machine(words string, layers ...string) (*qemu.Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &qemu.Machine{Binary: binary, TEE: qemu.Emulated{}, Accel: b.accel, CPUs: b.cpus, Memory: 2 << 30, // what coffer chooses without KVM
+	return &qemu.Machine{Binary: binary, TEE: qemu.Emulated{}, Accel: b.accel, CPUs: b.cpus, Memory: 2 << 30,
 		Firmware: b.benchGuest(guestimage.FirmwareFile), Kernel: b.benchGuest(guestimage.KernelFile),
 		Initrd: b.benchGuest(guestimage.InitrdFile), Append: ref.Append + " " + words, Layers: layers}, nil
 }
