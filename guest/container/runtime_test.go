@@ -48,7 +48,7 @@ func TestRuncErrorKeepsItsKind(t *testing.T) {
 }
 
 // fakeRuntime has a shell script for its runc.
-func fakeRuntime(t *testing.T, reaper *reap.Reaper, script string) *Runtime {
+func fakeRuntime(t *testing.T, script string) *Runtime {
 	t.Helper()
 	if _, err := os.Stat("/bin/sh"); err != nil {
 		t.Skip("no /bin/sh on this machine")
@@ -61,21 +61,27 @@ func fakeRuntime(t *testing.T, reaper *reap.Reaper, script string) *Runtime {
 	return &Runtime{Runc: runc, State: dir, Temp: filepath.Join(dir, "tmp"), Reaper: reaper}
 }
 
-// TestStarts is one test, since a process can have one Reaper only.
-func TestStarts(t *testing.T) {
+// reaper is the test process's one Reaper; it is a subreaper, as PID 1 is.
+var reaper *reap.Reaper
+
+func TestMain(m *testing.M) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
-	reaper := reap.New()
+	reaper = reap.New()
+	os.Exit(m.Run())
+}
+
+func TestStarts(t *testing.T) {
 	t.Run("a start that hangs is given up", func(t *testing.T) {
-		r := fakeRuntime(t, reaper, "exec sleep 1000")
+		r := fakeRuntime(t, "exec sleep 1000")
 		r.patience = time.Millisecond
 		if p, err := r.Exec(context.Background(), "c", &Process{Args: []string{"x"}}, Stdio{}); p != nil || !errors.Is(err, ErrStuck) {
 			t.Errorf("Exec = %v, %v; want nil and %v", p, err, ErrStuck)
 		}
 	})
 	t.Run("a process that has ended holds no descriptor", func(t *testing.T) {
-		r := fakeRuntime(t, reaper, `while [ "$1" != --pid-file ]; do shift; done; exec sleep 1000 & echo $! > "$2"`)
+		r := fakeRuntime(t, `while [ "$1" != --pid-file ]; do shift; done; exec sleep 1000 & echo $! > "$2"`)
 		p, err := r.Exec(context.Background(), "c", &Process{Args: []string{"x"}}, Stdio{})
 		if err != nil {
 			t.Fatal(err)
