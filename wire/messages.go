@@ -134,7 +134,8 @@ type Mount struct {
 	// Destination, read-only.
 	Device   *int `json:"device,omitempty"`
 	ReadOnly bool `json:"read_only,omitempty"`
-	// Seed: an empty volume first gets the image's content at Destination.
+	// Seed: an empty volume that no container has yet first gets the image's
+	// content at Destination.
 	Seed bool `json:"seed,omitempty"`
 }
 

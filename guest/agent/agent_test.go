@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -193,6 +195,44 @@ func TestHostAsksForMore(t *testing.T) {
 			// A refusal changes nothing: what is allowed still is.
 			g.must(wire.OpCreateContainer, create())
 		})
+	}
+}
+
+// A container that has the volume could lead the copy out of it by a symbolic link.
+func TestAVolumeInUseIsNotSeeded(t *testing.T) {
+	text := strings.Replace(testPolicy(), `"options":["rbind","ro"],"source":"sandbox:///tmp/coffer/ro/`+hashVol, `"options":["rbind","rshared","rw"],"source":"sandbox:///tmp/coffer/volumes/v`, 1)
+	g := newGuest(t, text)
+	g.must(wire.OpHello, wire.Hello{Version: wire.Version, Group: groupID})
+	g.must(wire.OpSetPolicy, wire.SetPolicy{Policy: []byte(text)})
+	g.must(wire.OpPrepareScratch, wire.PrepareScratch{})
+	for n, hash := range []string{hashA, hashB} {
+		g.must(wire.OpMountDevice, wire.MountDevice{Device: n, RootHash: hash, DataBlocks: 10})
+	}
+	volume := filepath.Join(g.sandboxMounts(), volumeDir, "v")
+	create := func(id string) {
+		t.Helper()
+		g.must(wire.OpMountOverlay, wire.MountOverlay{Container: id, Layers: []int{1, 0}})
+		if err := os.MkdirAll(filepath.Join(g.rootfs(id), "data/sub"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		g.must(wire.OpCreateContainer, wire.CreateContainer{Container: id, Args: []string{"serve"}, Cwd: "/",
+			Mounts: []wire.Mount{{Destination: "/data", Volume: "v", Seed: true}}})
+	}
+	create(webID)
+	if err := os.Remove(filepath.Join(volume, "sub")); err != nil { // as the container may
+		t.Fatalf("a new volume was not seeded: %v", err)
+	}
+	second, third := strings.Repeat("02", 32), strings.Repeat("03", 32)
+	create(second)
+	if entries, err := os.ReadDir(volume); len(entries) != 0 || err != nil {
+		t.Errorf("a volume in use has %v, %v; want nothing", entries, err)
+	}
+	for _, id := range []string{webID, second} {
+		g.must(wire.OpDeleteContainer, wire.ContainerRef{Container: id})
+	}
+	create(third)
+	if entries, err := os.ReadDir(volume); len(entries) != 1 || err != nil {
+		t.Errorf("a volume that nobody has any more has %v, %v; want what the image has", entries, err)
 	}
 }
 

@@ -149,13 +149,26 @@ func (a *Agent) makeVolumes(in wire.CreateContainer) error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("making volume %s: %w", m.Volume, err)
 		}
-		if m.Seed {
+		// Whoever has the volume could put symbolic links in the copy's way.
+		if m.Seed && !a.inUse(dir) {
 			if err := container.Seed(a.rootfs(in.Container), m.Destination, dir); err != nil {
 				return fmt.Errorf("making volume %s: %w", m.Volume, err)
 			}
 		}
 	}
 	return nil
+}
+
+// inUse reports whether a container has a directory mounted.
+func (a *Agent) inUse(source string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.containers {
+		if slices.ContainsFunc(c.config.Mounts, func(m container.Mount) bool { return m.Source == source }) {
+			return true
+		}
+	}
+	return false
 }
 
 func (a *Agent) configure(in wire.CreateContainer, req policy.CreateContainer, d policy.Decision, user container.User) *container.Config {
