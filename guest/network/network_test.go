@@ -120,6 +120,9 @@ func TestCheckRefuses(t *testing.T) {
 		{"newline in hosts", func(n *wire.Network) { n.Hosts[0].Names[1] = "a\n10.0.0.1 b" }, "hosts"},
 		{"comment in hosts", func(n *wire.Network) { n.Hosts[0].Names[1] = "#" }, "hosts"},
 		{"too many names", func(n *wire.Network) { n.Hosts[0].Names = many(33, "a") }, "33 names"},
+		{"localhost elsewhere", func(n *wire.Network) { n.Hosts[0].Names[1] = "LocalHost." }, "guest's own"},
+		{"below localhost elsewhere", func(n *wire.Network) { n.Hosts[0].Names[1] = "a.localhost" }, "guest's own"},
+		{"IPv6 loopback elsewhere", func(n *wire.Network) { n.Hosts[0].Names[1] = "ip6-loopback" }, "guest's own"},
 		{"too many hosts", func(n *wire.Network) { n.Hosts = make([]wire.HostEntry, 1025) }, "1025 hosts"},
 	}
 	for _, tt := range tests {
@@ -143,6 +146,7 @@ func TestCheckAccepts(t *testing.T) {
 		"gateway of another net":  func(n *wire.Network) { n.Gateway = "192.0.2.1" },
 		"link-local IPv6 gateway": func(n *wire.Network) { n.Gateway = "fe80::2" },
 		"least MTU":               func(n *wire.Network) { n.MTU = 1280 },
+		"localhost":               func(n *wire.Network) { n.Hosts[1].Names[0] = "localhost" },
 		"one address":             func(n *wire.Network) { n.Addresses = []string{"10.0.2.15/32"} },
 		"DNS on loopback":         func(n *wire.Network) { n.DNS = []string{"127.0.0.53"} },
 	} {

@@ -142,10 +142,20 @@ func (p *plan) checkHosts(n wire.Network) error {
 			if !isDomain(name) {
 				return fmt.Errorf("%.80q is not a name for hosts", name)
 			}
+			if isLoopbackName(name) && !a.Unmap().IsLoopback() {
+				return fmt.Errorf("the name %q for hosts is the guest's own", name)
+			}
 		}
 		p.hosts = append(p.hosts, hostLine{a, h.Names})
 	}
 	return nil
+}
+
+// isLoopbackName: what containers of a group call each other by. The host has
+// all of the network but that.
+func isLoopbackName(s string) bool {
+	s = strings.ToLower(strings.TrimSuffix(s, "."))
+	return s == "localhost" || strings.HasSuffix(s, ".localhost") || s == "ip6-localhost" || s == "ip6-loopback"
 }
 
 // isUnicast: an address an interface may have.
