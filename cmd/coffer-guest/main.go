@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	cpus "runtime"
 	"runtime/debug"
 	"sync"
 
@@ -63,9 +62,6 @@ func run(ctx context.Context) error {
 	}
 	reaper := reap.New()
 	containers := &container.Runtime{Runc: "/bin/runc", State: "/run/runc", Temp: "/run/coffer/tmp", Reaper: reaper}
-	if cpus.NumCPU() > 1 { // beside what this CPU does; ends by itself
-		go containers.Rehearse(ctx, "/run/coffer/rehearsal")
-	}
 	control, err := boot.OpenPort(controlPort)
 	if err != nil {
 		return err

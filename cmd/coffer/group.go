@@ -218,11 +218,8 @@ func (a *app) machine(ctx context.Context, r *runFlags, guest string, spec *laun
 	}
 	if spec.Container.Resources.MilliCPUs = int64(math.Round(r.cpus * 1000)); r.cpus > 0 {
 		m.CPUs = int(math.Ceil(r.cpus))
-	} else {
+	} else if m.CPUs = 1; m.Accel == "kvm" { // under emulation more CPUs boot less surely
 		m.CPUs = min(runtime.NumCPU(), guestimage.MaxVCPUs, 4)
-		if m.Accel != "kvm" {
-			m.CPUs = min(m.CPUs, 2) // more cost more than they give under emulation
-		}
 	}
 	if m.Memory = defaultMemory; r.memory != "" {
 		limit, err := parseBytes(r.memory)

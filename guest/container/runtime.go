@@ -105,32 +105,6 @@ func (r *Runtime) Run(ctx context.Context, c *Config, bundle string, stdio Stdio
 	return p, nil
 }
 
-// Rehearse takes runc once through all that starting a container is, but for a
-// command, in dir, which it makes and removes: the first real container then
-// finds runc's code and the kernel's in memory and, under software emulation,
-// translated. What it ends with does not matter; it grants nothing.
-func (r *Runtime) Rehearse(ctx context.Context, dir string) {
-	defer os.RemoveAll(dir)
-	root := filepath.Join(dir, "rootfs")
-	if os.MkdirAll(root, 0o700) != nil {
-		return
-	}
-	c := &Config{ID: "rehearsal", Root: root, ReadOnlyRoot: true, Hostname: "rehearsal",
-		Process: Process{Args: []string{"/there-is-no-such-command"}, Cwd: "/"},
-		Mounts: []Mount{{Destination: "/proc", Type: "proc", Source: "proc"},
-			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"}}}
-	spec, err := c.spec()
-	if err != nil || writeJSON(filepath.Join(dir, "config.json"), spec) != nil {
-		return
-	}
-	if p, err := r.launch(ctx, Stdio{}, func(flags []string) []string {
-		return append(append([]string{"run", "--detach", "--bundle", dir}, flags...), c.ID)
-	}); err == nil { // a command that does not exist was started: end it
-		_ = p.Signal(unix.SIGKILL)
-		<-p.Done()
-	}
-}
-
 // Exec starts one more process in a running container. It takes stdio over.
 func (r *Runtime) Exec(ctx context.Context, id string, proc *Process, stdio Stdio) (*Running, error) {
 	file, err := r.scratchFile("process")

@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -51,7 +50,7 @@ func main() {
 	flag.StringVar(&b.kernel, "kernel-dir", "build/cache/kernel", "unpacked kernel package")
 	flag.StringVar(&b.runc, "runc", "build/runc", "runc binary")
 	flag.IntVar(&b.rounds, "rounds", 7, "measurements of each kind")
-	flag.IntVar(&b.cpus, "cpus", min(runtime.NumCPU(), 2), "vCPUs, as coffer chooses on this machine")
+	flag.IntVar(&b.cpus, "cpus", 1, "vCPUs, as coffer chooses on this machine")
 	flag.StringVar(&b.accel, "accel", "tcg", "kvm or tcg: what coffer chooses on this machine")
 	flag.Parse()
 	if err := b.run(context.Background()); err != nil {

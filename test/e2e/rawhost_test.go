@@ -76,7 +76,7 @@ func startRaw(t *testing.T, l launch) *rawHost {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &qemu.Machine{Binary: binary, TEE: qemu.Emulated{}, Accel: "tcg", CPUs: 2, Memory: 1 << 30,
+	m := &qemu.Machine{Binary: binary, TEE: qemu.Emulated{}, Accel: "tcg", CPUs: 1, Memory: 1 << 30,
 		Firmware: filepath.Join(dir, ref.Firmware.Name), Kernel: or(l.kernel, filepath.Join(dir, ref.Kernel.Name)),
 		Initrd: or(l.initrd, filepath.Join(dir, ref.Initrd.Name)), Append: or(l.append, ref.Append),
 		Layers: l.layers, Scratch: l.scratch, Network: l.network}
