@@ -54,7 +54,10 @@ func TestSeveralGroups(t *testing.T) {
 		if err := syscall.Kill(g.Supervisor, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "waiting for the VM to end with its supervisor", func() bool { return !alive(g.QEMU) && !alive(g.Supervisor) })
+		// A process is a zombie before the last of its threads has let go of its locks.
+		eventually(t, "waiting for the VM to end with its supervisor", func() bool {
+			return !alive(g.QEMU) && !alive(g.Supervisor) && u.group("one").Status != state.Running
+		})
 		if g := u.group("one"); g.Status != state.Exited || g.ExitCode != state.CrashStatus || g.Error == "" {
 			t.Errorf("after its supervisor's end: %+v", g)
 		}
