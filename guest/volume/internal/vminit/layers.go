@@ -207,7 +207,7 @@ func (g *guest) bind() error {
 		return fmt.Errorf("writing below a bound directory: %w; want EROFS", err)
 	}
 	if err := os.WriteFile("/run/file", []byte("y"), 0o600); !errors.Is(err, unix.EROFS) {
-		return fmt.Errorf("writing to a bound file: %v; want EROFS", err)
+		return fmt.Errorf("writing to a bound file: %v; want EROFS", fmt.Sprint(err))
 	}
 	_, err = g.disks.Bind("/run/nothing", "/run/bound")
 	return first(refused(err, "/run/nothing"), holds("/run/bound/sub/f", "x"), holds("/run/file", "x"),

@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -109,7 +110,7 @@ func start() (*guest, error) {
 func (g *guest) root(i int) (root [32]byte) {
 	b, err := hex.DecodeString(g.Layers[i].Root)
 	if err != nil || len(b) != len(root) {
-		panic("malformed root hash in the scenario")
+		boot.Fatal(errors.New("malformed root hash in the scenario"))
 	}
 	copy(root[:], b)
 	return root
@@ -141,7 +142,7 @@ func holds(path, want string) error {
 
 func absent(path string) error {
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
-		return fmt.Errorf("Lstat(%s) = %v; want that it does not exist", path, err)
+		return fmt.Errorf("Lstat(%s) = %v; want that it does not exist", path, fmt.Sprint(err))
 	}
 	return nil
 }

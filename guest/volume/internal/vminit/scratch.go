@@ -47,7 +47,7 @@ func (g *guest) prepare() error {
 	fmt.Printf("INFO scratch disk ready in %v\n", time.Since(began))
 	info, err := os.Stat("/run/scratch")
 	if err != nil || info.Mode().Perm() != 0o711 {
-		return fmt.Errorf("scratch has mode %v, %v; want 0711", info.Mode(), err)
+		return fmt.Errorf("scratch has mode %v, %v; want 0711", info.Mode(), fmt.Sprint(err))
 	}
 	fmt.Println("READY before")
 	_, err = g.input.ReadString('\n')
@@ -125,7 +125,7 @@ func (g *guest) manyFiles() error {
 		return err
 	})
 	if err != nil || count != n+1 {
-		return fmt.Errorf("found %d files, %v; want %d", count, err, n+1)
+		return fmt.Errorf("found %d files, %v; want %d", count, fmt.Sprint(err), n+1)
 	}
 	return first(os.RemoveAll(dir), dropCaches())
 }

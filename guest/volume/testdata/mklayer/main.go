@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Mklayer converts the layer tar on standard input to the image named by its
+// Command mklayer converts the layer tar on standard input to the image named by its
 // argument, and prints the root hash and the number of data blocks. It is a
 // program of its own because the guest, and its tests, do not import layer.
 package main
